@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// Numbers that carry a derivative: how a score modifier differentiates itself.
+#pragma once
+
+#include <cmath>
+#include <concepts>
+
+namespace maskring {
+
+/// A value and its derivative with respect to the unmodified score (forward-mode automatic
+/// differentiation; R. E. Wengert, 1964). Arithmetic follows the rules of calculus.
+template <std::floating_point T>
+struct dual {
+  T value = 0;
+  T derivative = 0;
+
+  constexpr dual() = default;
+  constexpr dual(T v, T d) : value{v}, derivative{d} {}
+  template <class Number>
+    requires std::convertible_to<Number, T> && (!std::same_as<Number, dual>)
+  constexpr dual(Number v) : value{static_cast<T>(v)} {}
+
+  friend constexpr dual operator+(dual a) { return a; }
+  friend constexpr dual operator-(dual a) { return {-a.value, -a.derivative}; }
+  friend constexpr dual operator+(dual a, dual b) {
+    return {a.value + b.value, a.derivative + b.derivative};
+  }
+  friend constexpr dual operator-(dual a, dual b) {
+    return {a.value - b.value, a.derivative - b.derivative};
+  }
+  friend constexpr dual operator*(dual a, dual b) {
+    return {a.value * b.value, a.derivative * b.value + a.value * b.derivative};
+  }
+  friend constexpr dual operator/(dual a, dual b) {
+    const T quotient = a.value / b.value;
+    return {quotient, (a.derivative - quotient * b.derivative) / b.value};
+  }
+  constexpr dual& operator+=(dual b) { return *this = *this + b; }
+  constexpr dual& operator-=(dual b) { return *this = *this - b; }
+  constexpr dual& operator*=(dual b) { return *this = *this * b; }
+  constexpr dual& operator/=(dual b) { return *this = *this / b; }
+
+  friend constexpr bool operator<(dual a, dual b) { return a.value < b.value; }
+  friend constexpr bool operator>(dual a, dual b) { return a.value > b.value; }
+  friend constexpr bool operator<=(dual a, dual b) { return a.value <= b.value; }
+  friend constexpr bool operator>=(dual a, dual b) { return a.value >= b.value; }
+  friend constexpr bool operator==(dual a, dual b) { return a.value == b.value; }
+};
+
+// The elementary functions under one name for numbers and duals.
+using std::abs;
+using std::cos;
+using std::exp;
+using std::log;
+using std::sin;
+using std::sqrt;
+using std::tanh;
+
+template <class T>
+constexpr dual<T> exp(dual<T> x) {
+  const T e = std::exp(x.value);
+  return {e, e * x.derivative};
+}
+template <class T>
+constexpr dual<T> log(dual<T> x) {
+  return {std::log(x.value), x.derivative / x.value};
+}
+template <class T>
+constexpr dual<T> sqrt(dual<T> x) {
+  const T root = std::sqrt(x.value);
+  return {root, x.derivative / (2 * root)};
+}
+template <class T>
+constexpr dual<T> tanh(dual<T> x) {
+  const T t = std::tanh(x.value);
+  return {t, (1 - t * t) * x.derivative};
+}
+template <class T>
+constexpr dual<T> sin(dual<T> x) {
+  return {std::sin(x.value), std::cos(x.value) * x.derivative};
+}
+template <class T>
+constexpr dual<T> cos(dual<T> x) {
+  return {std::cos(x.value), -std::sin(x.value) * x.derivative};
+}
+template <class T>
+constexpr dual<T> abs(dual<T> x) {
+  return x.value < 0 ? -x : x;
+}
+template <class T>
+constexpr dual<T> min(dual<T> a, dual<T> b) {
+  return b < a ? b : a;
+}
+template <class T>
+constexpr dual<T> max(dual<T> a, dual<T> b) {
+  return a < b ? b : a;
+}
+}  // namespace maskring
