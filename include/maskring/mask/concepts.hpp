@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a mask modifier is, and asking it about a rectangle of index pairs.
+#pragma once
+
+#include <maskring/core/range.hpp>
+
+#include <concepts>
+#include <type_traits>
+
+namespace maskring {
+
+/// A mask modifier: a trivially copyable functor `mask(batch, head, query, key)` on ints, true where
+/// the score is kept. The counterpart of FlexAttention's mask_mod.
+template <class M>
+concept mask_mod = std::is_trivially_copyable_v<M> && requires(const M m, int i) {
+  { static_cast<bool>(m(i, i, i, i)) };
+};
+
+/// A mask that can also be asked about whole ranges of indices: called with four ranges it returns a
+/// `kleene` (what comparisons of ranges give) or a `verdict`. A functor with `auto` parameters is
+/// taken to be one; one with `int` parameters is not and is evaluated element by element.
+template <class M>
+concept classifiable_mask = mask_mod<M> && requires(const M m, range r) {
+  { m(r, r, r, r) } -> std::convertible_to<kleene>;
+};
+
+/// The mask's truth over a rectangle with the axes it depends on. A mask that cannot be asked about
+/// ranges answers `some`, but for a single pair.
+template <mask_mod M>
+constexpr kleene truth_of(const M& mask, const tile& where) {
+  if constexpr (classifiable_mask<M>) {
+    return mask(where.batch.with_depends(batch_axis), where.head.with_depends(head_axis),
+                where.q.with_depends(query_axis), where.kv.with_depends(key_axis));
+  } else {
+    const bool single = where.batch.is_point() && where.head.is_point() && where.q.is_point() &&
+                        where.kv.is_point();
+    if (!single) return verdict::some;
+    const bool kept = static_cast<bool>(
+        mask(static_cast<int>(where.batch.lo), static_cast<int>(where.head.lo),
+             static_cast<int>(where.q.lo), static_cast<int>(where.kv.lo)));
+    return kept ? verdict::all : verdict::none;
+  }
+}
+
+/// What the mask keeps of a rectangle: `none` and `all` are proofs, otherwise `some`.
+///
+/// ```cpp
+/// static_assert(verdict_of(mask::causal{}, tile{.q = {0, 127}, .kv = {128, 255}}) == verdict::none);
+/// ```
+template <mask_mod M>
+constexpr verdict verdict_of(const M& mask, const tile& where) {
+  return truth_of(mask, where).value();
+}
+
+/// The verdict found by looking at every pair of the rectangle: exact, and as slow as it sounds.
+template <mask_mod M>
+constexpr verdict elementwise_verdict(const M& mask, int batch, int head, range q, range kv) {
+  bool kept = false, dropped = false;
+  for (index_t i = q.lo; i <= q.hi; i += q.step > 0 ? q.step : 1) {
+    for (index_t j = kv.lo; j <= kv.hi; j += kv.step > 0 ? kv.step : 1) {
+      (static_cast<bool>(mask(batch, head, static_cast<int>(i), static_cast<int>(j))) ? kept
+                                                                                       : dropped) =
+          true;
+      if (kept && dropped) return verdict::some;
+    }
+  }
+  return dropped ? verdict::none : verdict::all;
+}
+
+}  // namespace maskring
