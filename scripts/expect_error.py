@@ -6,6 +6,7 @@ usage: expect_error.py FILE COMPILER [ARGUMENT...]
 Every line `// expect: REGEX` in the file must match the compiler's output. The file must compile
 when VALID is defined if it mentions VALID: then nothing else in it can be what is wrong.
 """
+import os
 import pathlib
 import re
 import subprocess
@@ -14,7 +15,7 @@ import sys
 
 def compile_file(*more):
     run = subprocess.run([*compiler, *more, "-fsyntax-only", source], capture_output=True, text=True,
-                         env={**__import__("os").environ, "LC_ALL": "C"})
+                         env={**os.environ, "LC_ALL": "C"})
     return run.returncode == 0, run.stdout + run.stderr
 
 

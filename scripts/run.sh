@@ -1,0 +1,15 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Sets up what is needed, builds the main job and runs it: attention under a mask, local and with the
+# sequence sharded over several ranks, forward and backward, each checked against a dense reference.
+#
+# usage: scripts/run.sh [OPTION of examples/flex_attention_cp]...     --help lists them
+#        MASKRING_BUILD=FOLDER to build elsewhere than in build/
+set -eu
+cd "$(dirname "$0")/.."
+. scripts/setup.sh
+get_tools run
+# Tests and benchmarks stay as they were configured: this needs only the one program.
+[ -f "$build/build.ninja" ] && configure || configure -Dtests=false -Dbench=false
+meson compile -C "$build" flex_attention_cp >&2
+exec "$build/examples/flex_attention_cp" "$@"
