@@ -9,15 +9,14 @@ namespace maskring::mask {
 /// Keep where both keep. Also written `a & b` when one of them lives in maskring::mask.
 template <mask_mod A, mask_mod B>
 struct both {
+  static constexpr bool needs_elements = maskring::needs_elements<A> || maskring::needs_elements<B>;
   A a;
   B b;
   constexpr bool operator()(int batch, int head, int q, int kv) const {
     return static_cast<bool>(a(batch, head, q, kv)) && static_cast<bool>(b(batch, head, q, kv));
   }
-  constexpr kleene operator()(range batch, range head, range q, range kv) const
-    requires (classifiable_mask<A> && classifiable_mask<B>)
-  {
-    return kleene{a(batch, head, q, kv)} & kleene{b(batch, head, q, kv)};
+  constexpr kleene operator()(range batch, range head, range q, range kv) const {
+    return ask(a, batch, head, q, kv) & ask(b, batch, head, q, kv);
   }
   friend constexpr bool operator==(const both&, const both&) = default;
 };
@@ -25,15 +24,14 @@ struct both {
 /// Keep where at least one keeps. Also written `a | b`.
 template <mask_mod A, mask_mod B>
 struct either {
+  static constexpr bool needs_elements = maskring::needs_elements<A> || maskring::needs_elements<B>;
   A a;
   B b;
   constexpr bool operator()(int batch, int head, int q, int kv) const {
     return static_cast<bool>(a(batch, head, q, kv)) || static_cast<bool>(b(batch, head, q, kv));
   }
-  constexpr kleene operator()(range batch, range head, range q, range kv) const
-    requires (classifiable_mask<A> && classifiable_mask<B>)
-  {
-    return kleene{a(batch, head, q, kv)} | kleene{b(batch, head, q, kv)};
+  constexpr kleene operator()(range batch, range head, range q, range kv) const {
+    return ask(a, batch, head, q, kv) | ask(b, batch, head, q, kv);
   }
   friend constexpr bool operator==(const either&, const either&) = default;
 };
@@ -41,14 +39,13 @@ struct either {
 /// Keep where the other does not. Also written `!a`.
 template <mask_mod A>
 struct inverse {
+  static constexpr bool needs_elements = maskring::needs_elements<A>;
   A a;
   constexpr bool operator()(int batch, int head, int q, int kv) const {
     return !static_cast<bool>(a(batch, head, q, kv));
   }
-  constexpr kleene operator()(range batch, range head, range q, range kv) const
-    requires classifiable_mask<A>
-  {
-    return !kleene{a(batch, head, q, kv)};
+  constexpr kleene operator()(range batch, range head, range q, range kv) const {
+    return !ask(a, batch, head, q, kv);
   }
   friend constexpr bool operator==(const inverse&, const inverse&) = default;
 };
@@ -56,16 +53,15 @@ struct inverse {
 /// The mask with its query and key positions shifted: inner(q + q_offset, kv + kv_offset).
 template <mask_mod Inner>
 struct shift {
+  static constexpr bool needs_elements = maskring::needs_elements<Inner>;
   Inner inner;
   int q_offset = 0;
   int kv_offset = 0;
   constexpr bool operator()(int batch, int head, int q, int kv) const {
     return static_cast<bool>(inner(batch, head, q + q_offset, kv + kv_offset));
   }
-  constexpr kleene operator()(range batch, range head, range q, range kv) const
-    requires classifiable_mask<Inner>
-  {
-    return inner(batch, head, q + q_offset, kv + kv_offset);
+  constexpr kleene operator()(range batch, range head, range q, range kv) const {
+    return ask(inner, batch, head, q + q_offset, kv + kv_offset);
   }
   friend constexpr bool operator==(const shift&, const shift&) = default;
 };
@@ -85,10 +81,13 @@ struct elementwise {
 /// map serves all of them. A classifiable mask needs no such promise: it shows what it depends on.
 template <mask_mod Inner>
 struct uniform {
-  static constexpr bool same_for_every_head = true;
+  static constexpr bool needs_elements = true;
   Inner inner;
   constexpr bool operator()(int, int, int q, int kv) const {
     return static_cast<bool>(inner(0, 0, q, kv));
+  }
+  constexpr kleene operator()(range, range, range q, range kv) const {
+    return {verdict::some, static_cast<std::uint8_t>(q.depends | kv.depends)};
   }
   friend constexpr bool operator==(const uniform&, const uniform&) = default;
 };

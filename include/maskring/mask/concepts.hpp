@@ -24,22 +24,32 @@ concept classifiable_mask = mask_mod<M> && requires(const M m, range r) {
   { m(r, r, r, r) } -> std::convertible_to<kleene>;
 };
 
-/// The mask's truth over a rectangle with the axes it depends on. A mask that cannot be asked about
-/// ranges answers `some`, but for a single pair.
+/// Whether the exact verdict of a tile takes a look at its elements: true of masks that cannot be
+/// asked about ranges and of compositions that hold one (they say so by a member of this name).
+template <mask_mod M>
+inline constexpr bool needs_elements = [] {
+  if constexpr (requires { M::needs_elements; }) {
+    return M::needs_elements;
+  } else {
+    return !classifiable_mask<M>;
+  }
+}();
+
+/// The mask's truth over ranges of its four arguments; `some` if it cannot be asked about ranges.
+template <mask_mod M>
+constexpr kleene ask(const M& mask, range batch, range head, range q, range kv) {
+  if constexpr (classifiable_mask<M>) {
+    return mask(batch, head, q, kv);
+  } else {
+    return verdict::some;
+  }
+}
+
+/// The mask's truth over a rectangle, with the axes that it depends on.
 template <mask_mod M>
 constexpr kleene truth_of(const M& mask, const tile& where) {
-  if constexpr (classifiable_mask<M>) {
-    return mask(where.batch.with_depends(batch_axis), where.head.with_depends(head_axis),
-                where.q.with_depends(query_axis), where.kv.with_depends(key_axis));
-  } else {
-    const bool single = where.batch.is_point() && where.head.is_point() && where.q.is_point() &&
-                        where.kv.is_point();
-    if (!single) return verdict::some;
-    const bool kept = static_cast<bool>(
-        mask(static_cast<int>(where.batch.lo), static_cast<int>(where.head.lo),
-             static_cast<int>(where.q.lo), static_cast<int>(where.kv.lo)));
-    return kept ? verdict::all : verdict::none;
-  }
+  return ask(mask, where.batch.with_depends(batch_axis), where.head.with_depends(head_axis),
+             where.q.with_depends(query_axis), where.kv.with_depends(key_axis));
 }
 
 /// What the mask keeps of a rectangle: `none` and `all` are proofs, otherwise `some`.

@@ -92,6 +92,7 @@ private:
 /// first in which something is kept ends the search. Tokens outside the table see nothing.
 template <mask_mod Inner = full>
 struct document {
+  static constexpr bool needs_elements = maskring::needs_elements<Inner>;
   document_view docs;
   Inner inner{};
 
@@ -102,9 +103,7 @@ struct document {
     return id == docs.ids[kv] && static_cast<bool>(inner(b, h, q - start, kv - start));
   }
 
-  constexpr kleene operator()(range b, range h, range q, range kv) const
-    requires classifiable_mask<Inner>
-  {
+  constexpr kleene operator()(range b, range h, range q, range kv) const {
     const auto depends = static_cast<std::uint8_t>(q.depends | kv.depends);
     const index_t end = docs.tokens;
     if (q.lo < 0 || kv.lo < 0 || q.hi >= end || kv.hi >= end) {
@@ -120,7 +119,7 @@ struct document {
       const index_t start = docs.starts[id], stop = docs.starts[id + 1];
       const range q_part = clip(q, start, stop), kv_part = clip(kv, start, stop);
       if (q_part.lo > q_part.hi || kv_part.lo > kv_part.hi) continue;
-      const kleene here = inner(b, h, q_part - start, kv_part - start);
+      const kleene here = ask(inner, b, h, q_part - start, kv_part - start);
       if (one) return here.also_depends(depends);
       seen = seen | (here & kleene{verdict::some, depends});
       if (seen.value() != verdict::none) break;
