@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <type_traits>
+#include <utility>
 
 namespace maskring {
 
@@ -49,18 +50,14 @@ struct view {
     }
   }
 
+  /// From an mdspan, or from the view of the same elements that may also write them.
   template <mdspan_like<Rank> M>
+    requires std::is_convertible_v<decltype(std::declval<const M&>().data_handle()), T*>
   constexpr view(const M& m) : data{m.data_handle()} {
     for (int d = 0; d < Rank; ++d) {
       extents[d] = static_cast<index_t>(m.extent(d));
       strides[d] = static_cast<index_t>(m.stride(d));
     }
-  }
-
-  constexpr operator view<const T, Rank>() const
-    requires(!std::is_const_v<T>)
-  {
-    return {data, extents, strides};
   }
 
   constexpr index_t extent(int d) const { return extents[d]; }
