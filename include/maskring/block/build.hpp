@@ -8,8 +8,8 @@
 
 namespace maskring {
 
-/// The block map of a mask: for each tile of queries the runs of full and partial key tiles, and the
-/// same transposed.
+/// The block map of a mask: for each tile of queries the runs of full and partial key tiles, and
+/// the same transposed.
 ///
 /// Batch entries and heads that the mask does not depend on share one layer; a classifiable mask
 /// shows by itself what it depends on. Time is proportional to the border of the mask times a
@@ -26,10 +26,11 @@ block_map make_block_map(const Mask& mask, const map_shape& shape, tile_shape ti
   sizes.q_len = shape.q_len;
   sizes.kv_len = shape.kv_len;
   sizes.tile = tile;
-  if (shape.batch * shape.heads * shape.q_len * shape.kv_len > 0) {
-    const kleene everywhere =
-        truth_of(mask, {{0, shape.q_len - 1}, {0, shape.kv_len - 1}, {0, shape.batch - 1},
-                        {0, shape.heads - 1}});
+  const bool empty = shape.batch * shape.heads == 0 || shape.q_len * shape.kv_len == 0;
+  if (!empty) {
+    const kleene everywhere = truth_of(
+        mask,
+        {{0, shape.q_len - 1}, {0, shape.kv_len - 1}, {0, shape.batch - 1}, {0, shape.heads - 1}});
     if (everywhere.depends() & batch_axis) sizes.batch = static_cast<int>(shape.batch);
     if (everywhere.depends() & head_axis) sizes.heads = static_cast<int>(shape.heads);
   }
@@ -40,10 +41,11 @@ block_map make_block_map(const Mask& mask, const map_shape& shape, tile_shape ti
   for (int b = 0; b < sizes.batch; ++b) {
     for (int h = 0; h < sizes.heads; ++h) {
       for (int i = 0; i < q_tiles; ++i) {
+        const int kv_tiles = empty ? 0 : sizes.kv_tiles();
         const auto row_begin = rows.runs.size();
         detail::descend_row(
-            mask, b, h, detail::tile_span(i, i + 1, tile.q, shape.q_len), 0, sizes.kv_tiles(),
-            tile.kv, shape.kv_len, [&](int first, int count, bool partial) {
+            mask, b, h, detail::tile_span(i, i + 1, tile.q, shape.q_len), 0, kv_tiles, tile.kv,
+            shape.kv_len, [&](int first, int count, bool partial) {
               tile_run* last = rows.runs.size() > row_begin ? &rows.runs.back() : nullptr;
               if (last && last->end() == first && last->partial() == partial) {
                 *last = {last->first, last->count() + count, partial};
@@ -55,9 +57,9 @@ block_map make_block_map(const Mask& mask, const map_shape& shape, tile_shape ti
       }
     }
   }
-  block_map::csr columns = detail::transpose(rows, index_t{sizes.batch} * sizes.heads, q_tiles,
-                                             sizes.kv_tiles());
+  block_map::csr columns =
+      detail::transpose(rows, index_t{sizes.batch} * sizes.heads, q_tiles, sizes.kv_tiles());
   return {sizes, std::move(rows), std::move(columns)};
 }
 
-}  // namespace maskring
+} // namespace maskring

@@ -12,12 +12,12 @@
 
 namespace maskring {
 
-/// Remembers the block maps of one type of mask by mask value, shape and tile; safe to share between
-/// threads. The counterpart of create_block_mask_cached.
+/// Remembers the block maps of one type of mask by mask value, shape and tile; safe to share
+/// between threads. The counterpart of create_block_mask_cached.
 ///
 /// Masks are compared with ==, or byte by byte where they have none. A mask that reads memory is
-/// compared by its pointers unless its == knows better (maskring's own tables carry a serial number):
-/// clear() after changing what they point to.
+/// compared by its pointers unless its == knows better (maskring's own tables carry a serial
+/// number): clear() after changing what they point to.
 template <mask_mod Mask>
 class block_map_cache {
 public:
@@ -80,4 +80,4 @@ std::shared_ptr<const block_map> make_block_map_cached(const Mask& mask, const m
   return global_block_map_cache<Mask>().get(mask, shape, tile);
 }
 
-}  // namespace maskring
+} // namespace maskring

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Finding the runs of a row of tiles by halving: tiles are asked about together as long as possible.
+// Finding the runs of a row of tiles by halving: tiles are asked about together as long as
+// possible.
 #pragma once
 
 #include <maskring/block/map.hpp>
@@ -40,12 +41,11 @@ constexpr void descend_row(const Mask& mask, int batch, int head, range q, index
     const span now = pending[--depth];
     const range kv = tile_span(now.first, now.last, tile_size, kv_len);
     const bool leaf = now.last - now.first == 1;
-    const verdict v = leaf ? tile_verdict(mask, batch, head, q, kv)
-                           : verdict_of(mask, {q, kv, batch, head});
+    const verdict v =
+        leaf ? tile_verdict(mask, batch, head, q, kv) : verdict_of(mask, {q, kv, batch, head});
     if (v == verdict::none) continue;
     if (leaf || v == verdict::all) {
-      emit(static_cast<int>(now.first), static_cast<int>(now.last - now.first),
-           v == verdict::some);
+      emit(static_cast<int>(now.first), static_cast<int>(now.last - now.first), v == verdict::some);
       continue;
     }
     const index_t middle = now.first + (now.last - now.first) / 2;
@@ -54,4 +54,4 @@ constexpr void descend_row(const Mask& mask, int batch, int head, range q, index
   }
 }
 
-}  // namespace maskring::detail
+} // namespace maskring::detail

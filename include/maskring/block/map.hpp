@@ -13,7 +13,7 @@ namespace maskring {
 /// Consecutive tiles of a row (or column) of the block map with one verdict, full or partial.
 struct tile_run {
   std::int32_t first = 0;
-  std::uint32_t packed = 0;  ///< count · 2 + (partial ? 1 : 0)
+  std::uint32_t packed = 0; ///< count · 2 + (partial ? 1 : 0)
 
   constexpr tile_run() = default;
   constexpr tile_run(int first_tile, int tiles, bool is_partial)
@@ -46,12 +46,12 @@ struct map_shape {
 
 /// A block map as kernels see it: by value, pointing to memory of the host or of a device.
 struct block_map_view {
-  tile_rows rows;     ///< per tile of queries, the runs of key tiles
-  tile_rows columns;  ///< per tile of keys, the runs of query tiles
+  tile_rows rows;    ///< per tile of queries, the runs of key tiles
+  tile_rows columns; ///< per tile of keys, the runs of query tiles
   index_t q_len = 0;
   index_t kv_len = 0;
-  int batch = 1;  ///< 1: shared by all batch entries
-  int heads = 1;  ///< 1: shared by all heads
+  int batch = 1; ///< 1: shared by all batch entries
+  int heads = 1; ///< 1: shared by all heads
   tile_shape tile{};
 
   constexpr int q_tiles() const { return static_cast<int>((q_len + tile.q - 1) / tile.q); }
@@ -105,9 +105,9 @@ public:
 
   /// The share of tiles that are never visited, in percent.
   double sparsity() const {
-    return tiles() == 0 ? 0.0
-                        : 100.0 * static_cast<double>(count(verdict::none)) /
-                              static_cast<double>(tiles());
+    return tiles() == 0
+               ? 0.0
+               : 100.0 * static_cast<double>(count(verdict::none)) / static_cast<double>(tiles());
   }
 
 private:
@@ -122,4 +122,4 @@ private:
   block_map_view view_;
 };
 
-}  // namespace maskring
+} // namespace maskring

@@ -9,9 +9,9 @@
 
 namespace maskring {
 
-/// One layer of the block map, a character a tile: '#' full, '+' partial, '.' empty. Larger maps are
-/// drawn smaller, to at most `limit` × `limit` characters: a character then stands for a square of
-/// tiles, '#' if all of them are full and '.' if all of them are empty.
+/// One layer of the block map, a character a tile: '#' full, '+' partial, '.' empty. Larger maps
+/// are drawn smaller, to at most `limit` × `limit` characters: a character then stands for a square
+/// of tiles, '#' if all of them are full and '.' if all of them are empty.
 inline std::string to_string(const block_map_view& map, int batch = 0, int head = 0,
                              int limit = 64) {
   const int q_tiles = map.q_tiles(), kv_tiles = map.kv_tiles();
@@ -39,4 +39,4 @@ inline std::string to_string(const block_map_view& map, int batch = 0, int head 
   return text;
 }
 
-}  // namespace maskring
+} // namespace maskring

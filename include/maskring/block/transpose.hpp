@@ -20,7 +20,7 @@ inline block_map::csr transpose(const block_map::csr& rows, index_t layers, int 
   };
   struct open_run {
     int first = 0;
-    int kind = 0;  // 0 empty, 1 full, 2 partial
+    int kind = 0; // 0 empty, 1 full, 2 partial
   };
   // What a row holds from `position` on, until the next change.
   class cursor {
@@ -56,8 +56,8 @@ inline block_map::csr transpose(const block_map::csr& rows, index_t layers, int 
       cursor above = runs_of(i - 1), here = runs_of(i);
       for (int position = 0; position < kv_tiles;) {
         const int before = above.kind(position), now = here.kind(position);
-        const int stop = std::min(above.next_change(position, kv_tiles),
-                                  here.next_change(position, kv_tiles));
+        const int stop =
+            std::min(above.next_change(position, kv_tiles), here.next_change(position, kv_tiles));
         if (before != now) {
           for (int column = position; column < stop; ++column) {
             open_run& run = open[static_cast<std::size_t>(column)];
@@ -85,4 +85,4 @@ inline block_map::csr transpose(const block_map::csr& rows, index_t layers, int 
   return columns;
 }
 
-}  // namespace maskring::detail
+} // namespace maskring::detail

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <concepts>
+#include <type_traits>
 
 namespace maskring {
 
@@ -17,8 +18,8 @@ struct dual {
   constexpr dual() = default;
   constexpr dual(T v, T d) : value{v}, derivative{d} {}
   template <class Number>
-    requires std::convertible_to<Number, T> && (!std::same_as<Number, dual>)
-  constexpr dual(Number v) : value{static_cast<T>(v)} {}
+  requires std::convertible_to<Number, T> &&(!std::same_as<Number, dual>)constexpr dual(Number v)
+      : value{static_cast<T>(v)} {}
 
   friend constexpr dual operator+(dual a) { return a; }
   friend constexpr dual operator-(dual a) { return {-a.value, -a.derivative}; }
@@ -87,12 +88,22 @@ template <class T>
 constexpr dual<T> abs(dual<T> x) {
   return x.value < 0 ? -x : x;
 }
+
+/// A real number: floating-point or a dual of one.
 template <class T>
-constexpr dual<T> min(dual<T> a, dual<T> b) {
-  return b < a ? b : a;
-}
+inline constexpr bool is_dual = false;
 template <class T>
-constexpr dual<T> max(dual<T> a, dual<T> b) {
-  return a < b ? b : a;
+inline constexpr bool is_dual<dual<T>> = true;
+template <class T>
+concept real = std::floating_point<T> || is_dual<T>;
+
+template <real A, real B>
+constexpr std::common_type_t<A, B> min(A a, B b) {
+  return b < a ? std::common_type_t<A, B>(b) : std::common_type_t<A, B>(a);
 }
-}  // namespace maskring
+template <real A, real B>
+constexpr std::common_type_t<A, B> max(A a, B b) {
+  return a < b ? std::common_type_t<A, B>(b) : std::common_type_t<A, B>(a);
+}
+
+} // namespace maskring

@@ -21,4 +21,4 @@ constexpr void require(bool condition, const Words&... words) {
   if (!condition) bad_argument(words...);
 }
 
-}  // namespace maskring::detail
+} // namespace maskring::detail

@@ -16,7 +16,7 @@ struct bfloat16 {
   constexpr explicit bfloat16(float value) {
     const auto word = std::bit_cast<std::uint32_t>(value);
     if ((word & 0x7fffffffu) > 0x7f800000u) {
-      bits = static_cast<std::uint16_t>((word >> 16) | 0x40u);  // a NaN stays one
+      bits = static_cast<std::uint16_t>((word >> 16) | 0x40u); // a NaN stays one
     } else {
       bits = static_cast<std::uint16_t>((word + 0x7fffu + ((word >> 16) & 1u)) >> 16);
     }
@@ -37,9 +37,9 @@ struct float16 {
     const std::uint32_t magnitude = word & 0x7fffffffu;
     std::uint32_t half = 0;
     if (magnitude > 0x7f800000u) {
-      half = 0x7e00u;  // NaN
+      half = 0x7e00u; // NaN
     } else if (magnitude >= 0x477ff000u) {
-      half = 0x7c00u;  // rounds to 65536 or more
+      half = 0x7c00u; // rounds to 65536 or more
     } else if (magnitude < 0x38800000u) {
       // Subnormal: adding 0.5 lines its last bit, 2^-24, up with the last bit of a binary32.
       half = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
@@ -66,4 +66,4 @@ struct float16 {
 template <class T>
 concept element = std::same_as<T, float> || std::same_as<T, float16> || std::same_as<T, bfloat16>;
 
-}  // namespace maskring
+} // namespace maskring

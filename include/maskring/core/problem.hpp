@@ -19,8 +19,8 @@ struct tile_shape {
 
 /// The state that an earlier call over other keys left behind; the new call continues from it.
 struct carried {
-  view<const float, 4> out;  ///< [batch, q_heads, q_len, v_dim], normalised
-  view<const float, 3> lse;  ///< [batch, q_heads, q_len], natural log
+  view<const float, 4> out; ///< [batch, q_heads, q_len, v_dim], normalised
+  view<const float, 3> lse; ///< [batch, q_heads, q_len], natural log
 };
 
 /// Queries [batch, q_heads, q_len, qk_dim], keys [batch, kv_heads, kv_len, qk_dim] and values
@@ -28,8 +28,8 @@ struct carried {
 template <class T>
 struct inputs {
   view<const T, 4> q, k, v;
-  view<const float, 1> sink{};  ///< [q_heads], a logit that joins each row's denominator; optional
-  carried previous{};           ///< optional
+  view<const float, 1> sink{}; ///< [q_heads], a logit that joins each row's denominator; optional
+  carried previous{};          ///< optional
 
   template <class Q, class K, class V>
   constexpr inputs(const Q& queries, const K& keys, const V& values)
@@ -129,9 +129,9 @@ template <class Dq, class Dk, class Dv>
 gradients(const Dq&, const Dk&, const Dv&) -> gradients<typename Dq::element_type>;
 
 struct options {
-  float scale = 0;          ///< of q·k; 0 stands for 1/√qk_dim
-  tile_shape tile{};        ///< of the block map, where the call builds it
-  bool accumulate = false;  ///< backward: add to the gradients (float ones) instead of writing them
+  float scale = 0;         ///< of q·k; 0 stands for 1/√qk_dim
+  tile_shape tile{};       ///< of the block map, where the call builds it
+  bool accumulate = false; ///< backward: add to the gradients (float ones) instead of writing them
 };
 
 /// The sizes of one call.
@@ -265,5 +265,5 @@ problem check_backward(const saved<T, O>& in, const upstream<D>& up, const gradi
   return p;
 }
 
-}  // namespace detail
-}  // namespace maskring
+} // namespace detail
+} // namespace maskring

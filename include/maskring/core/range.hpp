@@ -21,7 +21,7 @@ using index_t = std::int64_t;
 struct range {
   index_t lo = 0;
   index_t hi = 0;
-  index_t step = 0;  ///< 0 for a single index
+  index_t step = 0; ///< 0 for a single index
   std::uint8_t depends = 0;
 
   constexpr range() = default;
@@ -61,9 +61,7 @@ struct range {
   }
 
   /// Division as in C++: the quotient is cut off towards zero.
-  friend constexpr range operator/(range a, range b) {
-    return divide(a, b, false);
-  }
+  friend constexpr range operator/(range a, range b) { return divide(a, b, false); }
   /// Remainder as in C++: it has the sign of the dividend.
   friend constexpr range operator%(range a, range b) {
     if (a.lo >= 0) return floor_mod(a, b.lo < 0 ? abs(b) : b);
@@ -80,10 +78,7 @@ struct range {
   }
 
   friend constexpr kleene operator<(range a, range b) {
-    return {a.hi < b.lo    ? verdict::all
-            : a.lo >= b.hi ? verdict::none
-                           : verdict::some,
-            joint(a, b)};
+    return {a.hi < b.lo ? verdict::all : a.lo >= b.hi ? verdict::none : verdict::some, joint(a, b)};
   }
   friend constexpr kleene operator>(range a, range b) { return b < a; }
   friend constexpr kleene operator<=(range a, range b) { return !(b < a); }
@@ -91,16 +86,14 @@ struct range {
   friend constexpr kleene operator==(range a, range b) {
     const index_t common = std::gcd(a.step, b.step);
     const bool apart = a.hi < b.lo || b.hi < a.lo || (common > 1 && (a.lo - b.lo) % common != 0);
-    return {apart                                        ? verdict::none
-            : a.is_point() && b.is_point()               ? verdict::all
-                                                         : verdict::some,
+    return {apart                          ? verdict::none
+            : a.is_point() && b.is_point() ? verdict::all
+                                           : verdict::some,
             joint(a, b)};
   }
   friend constexpr kleene operator!=(range a, range b) { return !(a == b); }
 
-  friend constexpr range floor_div(range a, range b) {
-    return divide(a, b, true);
-  }
+  friend constexpr range floor_div(range a, range b) { return divide(a, b, true); }
 
   /// Remainder of floor division by a positive number: 0 ≤ result < b.
   friend constexpr range floor_mod(range a, range b) {
@@ -108,7 +101,7 @@ struct range {
     const index_t n = b.lo;
     const range quotient = floor_div(a, b);
     if (quotient.is_point()) return a - quotient * b;
-    const index_t stride = std::gcd(a.step, n);  // of the residues that occur when the range wraps
+    const index_t stride = std::gcd(a.step, n); // of the residues that occur when the range wraps
     const index_t first = a.lo - floor_div(range{a.lo}, range{stride}).lo * stride;
     return {first, n - stride + first, stride, joint(a, b)};
   }
@@ -116,7 +109,7 @@ struct range {
   friend constexpr range abs(range a) {
     if (a.lo >= 0) return a;
     if (a.hi <= 0) return -a;
-    const index_t stride = std::gcd(a.step, 2 * a.lo);  // |x| is x or -x, which differ by 2x
+    const index_t stride = std::gcd(a.step, 2 * a.lo); // |x| is x or -x, which differ by 2x
     const index_t first = a.lo - floor_div(range{a.lo}, range{stride}).lo * stride;
     return {first, -a.lo > a.hi ? -a.lo : a.hi, stride, a.depends};
   }
@@ -198,7 +191,7 @@ constexpr bool within(std::integral auto x, std::integral auto lo, std::integral
 constexpr kleene within(range x, range lo, range hi) {
   const auto depends = static_cast<std::uint8_t>(x.depends | lo.depends | hi.depends);
   if (x.lo >= lo.hi && x.hi <= hi.lo) return {verdict::all, depends};
-  index_t first = x.lo;  // the first member that is not below every lo
+  index_t first = x.lo; // the first member that is not below every lo
   if (first < lo.lo && x.step > 0) first += (lo.lo - first + x.step - 1) / x.step * x.step;
   const bool none = first < lo.lo || first > x.hi || first > hi.hi;
   return {none ? verdict::none : verdict::some, depends};
@@ -212,4 +205,4 @@ struct tile {
   range head = 0;
 };
 
-}  // namespace maskring
+} // namespace maskring

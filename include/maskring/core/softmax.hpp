@@ -30,8 +30,8 @@ struct softmax_state {
   }
 };
 
-/// exp(from − to), the factor by which sums over maximum `from` become sums over maximum `to ≥ from`;
-/// 0 where `from` belongs to an empty state.
+/// exp(from − to), the factor by which sums over maximum `from` become sums over maximum `to ≥
+/// from`; 0 where `from` belongs to an empty state.
 template <class Real>
 constexpr Real rescale_factor(Real from, Real to) {
   return from == -std::numeric_limits<Real>::infinity() ? Real{0} : std::exp(from - to);
@@ -41,8 +41,8 @@ constexpr Real rescale_factor(Real from, Real to) {
 template <class Real>
 constexpr softmax_state<Real> merge(softmax_state<Real> a, softmax_state<Real> b) {
   const Real maximum = a.maximum < b.maximum ? b.maximum : a.maximum;
-  return {maximum, a.sum * rescale_factor(a.maximum, maximum) +
-                       b.sum * rescale_factor(b.maximum, maximum)};
+  return {maximum,
+          a.sum * rescale_factor(a.maximum, maximum) + b.sum * rescale_factor(b.maximum, maximum)};
 }
 
 /// The shares of two normalised partial outputs in the output of the merged row:
@@ -64,4 +64,4 @@ struct merge_weights {
   }
 };
 
-}  // namespace maskring
+} // namespace maskring

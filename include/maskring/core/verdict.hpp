@@ -27,7 +27,7 @@ enum axis : std::uint8_t {
 /// logic of three values (S. C. Kleene, Introduction to Metamathematics, 1952, section 64).
 class kleene {
 public:
-  template <std::same_as<bool> Bool>  // not from int, which select() takes as a range
+  template <std::same_as<bool> Bool> // not from int, which select() takes as a range
   constexpr kleene(Bool truth) : value_{truth ? verdict::all : verdict::none} {}
 
   /// A verdict that an author states; it may depend on every argument of the mask.
@@ -45,11 +45,12 @@ public:
   /// Exists so that a mask which branches on a comparison gets this message instead of a riddle.
   template <std::same_as<bool> Bool>
   constexpr explicit operator Bool() const {
-    static_assert(sizeof(Bool) == 0,
-                  "maskring: this mask or score modifier branches (if, ?:, conversion to bool) on a "
-                  "comparison of index ranges, which has no single truth value. Use maskring::select, "
-                  "& and |, or let the functor take int parameters, or wrap it: "
-                  "maskring::mask::elementwise{my_mask}");
+    static_assert(
+        sizeof(Bool) == 0,
+        "maskring: this mask or score modifier branches (if, ?:, conversion to bool) on a "
+        "comparison of index ranges, which has no single truth value. Use maskring::select, "
+        "& and |, or let the functor take int parameters, or wrap it: "
+        "maskring::mask::elementwise{my_mask}");
     return false;
   }
 
@@ -86,4 +87,4 @@ private:
   std::uint8_t depends_ = 0;
 };
 
-}  // namespace maskring
+} // namespace maskring

@@ -16,7 +16,8 @@ concept mdspan_like = requires(const M m) {
   m.extent(0);
   m.stride(0);
   m.data_handle();
-  requires M::rank() == Rank;
+  requires M::rank()
+  == Rank;
 };
 
 /// A strided tensor of `Rank` dimensions in memory that it does not own, host or device.
@@ -52,7 +53,7 @@ struct view {
 
   /// From an mdspan, or from the view of the same elements that may also write them.
   template <mdspan_like<Rank> M>
-    requires std::is_convertible_v<decltype(std::declval<const M&>().data_handle()), T*>
+  requires std::is_convertible_v<decltype(std::declval<const M&>().data_handle()), T*>
   constexpr view(const M& m) : data{m.data_handle()} {
     for (int d = 0; d < Rank; ++d) {
       extents[d] = static_cast<index_t>(m.extent(d));
@@ -104,4 +105,4 @@ view(const M&) -> view<typename M::element_type, 3>;
 template <mdspan_like<4> M>
 view(const M&) -> view<typename M::element_type, 4>;
 
-}  // namespace maskring
+} // namespace maskring

@@ -26,7 +26,8 @@ struct causal {
   friend constexpr bool operator==(causal, causal) = default;
 };
 
-/// 0 ≤ q − kv ≤ width: causal, with a look-back of `width` tokens (I. Beltagy et al., Longformer, 2020).
+/// 0 ≤ q − kv ≤ width: causal, with a look-back of `width` tokens (I. Beltagy et al., Longformer,
+/// 2020).
 class sliding_window {
 public:
   /// @throws std::invalid_argument if width < 0.
@@ -34,9 +35,7 @@ public:
     detail::require(width >= 0, "sliding_window: width is ", width, ", expected 0 or more");
   }
   constexpr int width() const { return width_; }
-  constexpr auto operator()(auto, auto, auto q, auto kv) const {
-    return within(q - kv, 0, width_);
-  }
+  constexpr auto operator()(auto, auto, auto q, auto kv) const { return within(q - kv, 0, width_); }
   friend constexpr bool operator==(sliding_window, sliding_window) = default;
 
 private:
@@ -60,4 +59,4 @@ private:
   int length_;
 };
 
-}  // namespace maskring::mask
+} // namespace maskring::mask

@@ -66,8 +66,8 @@ struct shift {
   friend constexpr bool operator==(const shift&, const shift&) = default;
 };
 
-/// A mask that branches on its indices, kept from being asked about ranges: its tiles are classified
-/// by evaluating their elements.
+/// A mask that branches on its indices, kept from being asked about ranges: its tiles are
+/// classified by evaluating their elements.
 template <mask_mod Inner>
 struct elementwise {
   Inner inner;
@@ -77,8 +77,9 @@ struct elementwise {
   friend constexpr bool operator==(const elementwise&, const elementwise&) = default;
 };
 
-/// A promise that an element-wise mask is the same for every batch entry and head, so that one block
-/// map serves all of them. A classifiable mask needs no such promise: it shows what it depends on.
+/// A promise that an element-wise mask is the same for every batch entry and head, so that one
+/// block map serves all of them. A classifiable mask needs no such promise: it shows what it
+/// depends on.
 template <mask_mod Inner>
 struct uniform {
   static constexpr bool needs_elements = true;
@@ -112,4 +113,4 @@ constexpr inverse<A> operator!(A a) {
   return {a};
 }
 
-}  // namespace maskring::mask
+} // namespace maskring::mask

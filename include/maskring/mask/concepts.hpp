@@ -9,15 +9,15 @@
 
 namespace maskring {
 
-/// A mask modifier: a trivially copyable functor `mask(batch, head, query, key)` on ints, true where
-/// the score is kept. The counterpart of FlexAttention's mask_mod.
+/// A mask modifier: a trivially copyable functor `mask(batch, head, query, key)` on ints, true
+/// where the score is kept. The counterpart of FlexAttention's mask_mod.
 template <class M>
 concept mask_mod = std::is_trivially_copyable_v<M> && requires(const M m, int i) {
-  { static_cast<bool>(m(i, i, i, i)) };
+  {static_cast<bool>(m(i, i, i, i))};
 };
 
-/// A mask that can also be asked about whole ranges of indices: called with four ranges it returns a
-/// `kleene` (what comparisons of ranges give) or a `verdict`. A functor with `auto` parameters is
+/// A mask that can also be asked about whole ranges of indices: called with four ranges it returns
+/// a `kleene` (what comparisons of ranges give) or a `verdict`. A functor with `auto` parameters is
 /// taken to be one; one with `int` parameters is not and is evaluated element by element.
 template <class M>
 concept classifiable_mask = mask_mod<M> && requires(const M m, range r) {
@@ -55,7 +55,8 @@ constexpr kleene truth_of(const M& mask, const tile& where) {
 /// What the mask keeps of a rectangle: `none` and `all` are proofs, otherwise `some`.
 ///
 /// ```cpp
-/// static_assert(verdict_of(mask::causal{}, tile{.q = {0, 127}, .kv = {128, 255}}) == verdict::none);
+/// static_assert(verdict_of(mask::causal{}, tile{.q = {0, 127}, .kv = {128, 255}}) ==
+/// verdict::none);
 /// ```
 template <mask_mod M>
 constexpr verdict verdict_of(const M& mask, const tile& where) {
@@ -69,7 +70,7 @@ constexpr verdict elementwise_verdict(const M& mask, int batch, int head, range 
   for (index_t i = q.lo; i <= q.hi; i += q.step > 0 ? q.step : 1) {
     for (index_t j = kv.lo; j <= kv.hi; j += kv.step > 0 ? kv.step : 1) {
       (static_cast<bool>(mask(batch, head, static_cast<int>(i), static_cast<int>(j))) ? kept
-                                                                                       : dropped) =
+                                                                                      : dropped) =
           true;
       if (kept && dropped) return verdict::some;
     }
@@ -77,4 +78,4 @@ constexpr verdict elementwise_verdict(const M& mask, int batch, int head, range 
   return dropped ? verdict::none : verdict::all;
 }
 
-}  // namespace maskring
+} // namespace maskring

@@ -15,11 +15,11 @@ namespace maskring::mask {
 /// Where the documents of a packed sequence begin, readable in constant time for a token; points to
 /// memory that somebody else owns, host or device. Two are equal if they come from one table.
 struct document_view {
-  const int* ids = nullptr;     ///< [tokens], the document of each token, ascending
-  const int* starts = nullptr;  ///< [documents + 1], the first token of each, then `tokens`
+  const int* ids = nullptr;    ///< [tokens], the document of each token, ascending
+  const int* starts = nullptr; ///< [documents + 1], the first token of each, then `tokens`
   int tokens = 0;
   int documents = 0;
-  std::uint64_t serial = 0;  ///< of the table, so that caches tell tables apart
+  std::uint64_t serial = 0; ///< of the table, so that caches tell tables apart
 
   friend constexpr bool operator==(const document_view& a, const document_view& b) {
     return a.serial == b.serial && a.ids == b.ids;
@@ -139,8 +139,8 @@ private:
   }
 };
 
-document(document_view) -> document<full>;
+document(document_view)->document<full>;
 template <class Inner>
 document(document_view, Inner) -> document<Inner>;
 
-}  // namespace maskring::mask
+} // namespace maskring::mask

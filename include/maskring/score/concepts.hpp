@@ -25,5 +25,5 @@ struct none {
   friend constexpr bool operator==(none, none) = default;
 };
 
-}  // namespace score
-}  // namespace maskring
+} // namespace score
+} // namespace maskring

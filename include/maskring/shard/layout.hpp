@@ -73,10 +73,10 @@ constexpr void check_layout(const char* name, index_t sequence, int ranks) {
   maskring::detail::require(ranks > 0, name, ": ranks is ", ranks, ", expected 1 or more");
 }
 constexpr index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
-}  // namespace detail
+} // namespace detail
 
-/// Rank r holds tokens [r·n, (r+1)·n) with n = ⌈sequence / ranks⌉, cut off at the end: the last ranks
-/// can hold fewer, or none.
+/// Rank r holds tokens [r·n, (r+1)·n) with n = ⌈sequence / ranks⌉, cut off at the end: the last
+/// ranks can hold fewer, or none.
 class contiguous {
 public:
   static constexpr const char* name = "contiguous";
@@ -90,7 +90,9 @@ public:
   constexpr index_t size(int rank) const {
     return clamp(sequence_ - rank * shard(), index_t{0}, shard());
   }
-  constexpr offset_map map(int rank) const { return {static_cast<int>(min(rank * shard(), sequence_))}; }
+  constexpr offset_map map(int rank) const {
+    return {static_cast<int>(min(rank * shard(), sequence_))};
+  }
   friend constexpr bool operator==(contiguous, contiguous) = default;
 
 private:
@@ -98,8 +100,9 @@ private:
   int ranks_;
 };
 
-/// The sequence in 2·ranks chunks of n = ⌈sequence / (2·ranks)⌉; rank r holds chunk r and, behind it,
-/// chunk 2·ranks − 1 − r, so that all have the same share of a causal mask (head-tail balancing).
+/// The sequence in 2·ranks chunks of n = ⌈sequence / (2·ranks)⌉; rank r holds chunk r and, behind
+/// it, chunk 2·ranks − 1 − r, so that all have the same share of a causal mask (head-tail
+/// balancing).
 class zigzag {
 public:
   static constexpr const char* name = "zigzag";
@@ -157,4 +160,4 @@ concept layout = requires(const L l, int rank) {
   { l.map(rank) } -> index_map;
 };
 
-}  // namespace maskring::shard
+} // namespace maskring::shard

@@ -71,4 +71,4 @@ constexpr score::none rewrite(score::none, QMap, KvMap) {
   return {};
 }
 
-}  // namespace maskring::shard
+} // namespace maskring::shard
