@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a thread holds of a matrix product, and masks and score modifiers applied to it in
+// registers.
+#pragma once
+
+#include <maskring/core/range.hpp>
+#include <maskring/score/concepts.hpp>
+
+#include <limits>
+#include <type_traits>
+
+namespace maskring::cuda::detail {
+
+/// The layout of fp32 sums that mma.sync (m16n8) and wgmma share: a warp owns 16 rows, lane l holds
+/// of each group of 8 columns c … c+7
+///   entries 4i, 4i+1:    row l/4,      columns c + 2(l%4), +1
+///   entries 4i+2, 4i+3:  row l/4 + 8,  the same columns.
+/// Packed in pairs to 16 bits, two such groups are one A operand of 16 columns.
+struct fragment_layout {
+  static constexpr int rows_per_thread = 2;
+
+  /// Which of the thread's two rows entry `i` belongs to.
+  static constexpr int row(int i) { return (i >> 1) & 1; }
+  /// The column of entry `i` for lane 0; other lanes lie first_column(lane) further right.
+  static constexpr int column(int i) { return 8 * (i >> 2) + (i & 1); }
+
+  static constexpr int first_row(int lane) { return lane / 4; }
+  static constexpr int first_column(int lane) { return 2 * (lane % 4); }
+};
+
+/// Where a thread's scores lie in the problem: entry `i` of a fragment scores query
+/// q + 8·row(i) against key kv + column(i).
+struct score_origin {
+  int batch, head, q, kv;
+};
+
+/// Replaces raw products by score(scale · product, b, h, q, kv).
+template <class Score, int Count>
+__device__ inline void apply_score(float (&s)[Count], const Score& score, float scale,
+                                   score_origin at, int q_len) {
+#pragma unroll
+  for (int i = 0; i < Count; ++i) {
+    // Rows past the end are never stored, but a modifier's tables must not be read past their end.
+    const int q = min(at.q + 8 * fragment_layout::row(i), q_len - 1);
+    s[i] = score(s[i] * scale, at.batch, at.head, q, at.kv + fragment_layout::column(i));
+  }
+}
+
+/// Writes −inf where the mask hides the pair, and past the last key.
+template <class Mask, int Count>
+__device__ inline void apply_mask(float (&s)[Count], const Mask& mask, score_origin at, int q_len,
+                                  int kv_len) {
+#pragma unroll
+  for (int i = 0; i < Count; ++i) {
+    const int q = min(at.q + 8 * fragment_layout::row(i), q_len - 1);
+    const int kv = at.kv + fragment_layout::column(i);
+    const bool visible = kv < kv_len && static_cast<bool>(mask(at.batch, at.head, q, kv));
+    if (!visible) s[i] = -std::numeric_limits<float>::infinity();
+  }
+}
+
+} // namespace maskring::cuda::detail

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// The Hopper forward kernel's end of a query tile: merge, normalise, store.
+//
+// Rows go straight from registers to device memory, so that no warpgroup waits for another and
+// lengths and strides may be odd; lanes of a quad first swap words so that each stores 16 bytes.
+#pragma once
+
+#include <maskring/core/softmax.hpp>
+#include <maskring/cuda/detail/ptx/element.cuh>
+#include <maskring/cuda/detail/sm90/arguments.cuh>
+#include <maskring/cuda/detail/softmax.cuh>
+
+#include <cmath>
+
+namespace maskring::cuda::detail::sm90 {
+
+/// Transposes 4 × 4 words over the four lanes of a quad: lane c ends with word c of each lane.
+__device__ inline void transpose_quad(std::uint32_t (&word)[4]) {
+  const bool odd = threadIdx.x & 1;
+  const bool high = threadIdx.x & 2;
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) { // 2 × 2 within pairs of lanes
+    const std::uint32_t sent = odd ? word[i] : word[i + 1];
+    const std::uint32_t got = __shfl_xor_sync(~0u, sent, 1);
+    word[i] = odd ? got : word[i];
+    word[i + 1] = odd ? word[i + 1] : got;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) { // then 2 × 2 of such blocks
+    const std::uint32_t sent = high ? word[i] : word[i + 2];
+    const std::uint32_t got = __shfl_xor_sync(~0u, sent, 2);
+    word[i] = high ? got : word[i];
+    word[i + 2] = high ? word[i + 2] : got;
+  }
+}
+
+/// The state of a thread's row r with the carried state and the sink merged in, and the factors
+/// that turn this call's sums and the carried output into shares of the result.
+struct row_shares {
+  float own, carried, lse;
+
+  template <class Arguments>
+  __device__ row_shares(const Arguments& args, const work_item& item, int q, int r,
+                        const online_softmax& rows) {
+    using state = softmax_state<float>;
+    const state mine = rows.finish(r, Arguments::has_score ? 1.0f : args.scale);
+    const bool continues = args.previous.lse.data != nullptr && q < args.q_len;
+    const state before =
+        continues ? state::from_lse(args.previous.lse(item.batch, item.head, q)) : state{};
+    state all = merge(mine, before);
+    if (args.sink.data != nullptr) all = merge(all, state::from_lse(args.sink(item.head)));
+    own = mine.empty() ? 0.0f : rescale_factor(mine.maximum, all.maximum) / all.sum;
+    carried = before.empty() ? 0.0f : rescale_factor(before.maximum, all.maximum) / all.sum;
+    lse = all.lse();
+  }
+};
+
+/// Stores this thread's part of its two rows, `q` and q + 8; its columns begin at `column`.
+template <class Arguments>
+__device__ void store_rows(const Arguments& args, const work_item& item, int q, int column,
+                           float (&out)[Arguments::policy.v_dim / 2], const online_softmax& rows) {
+  constexpr forward_policy P = Arguments::policy;
+  using element = typename Arguments::output_type;
+  const int v_dim = static_cast<int>(args.out.extents[3]);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = q + 8 * r;
+    const row_shares shares{args, item, row, r, rows};
+    const bool stored = row < args.q_len;
+    if (stored && column == 0 && args.lse.data != nullptr) {
+      args.lse(item.batch, item.head, row) = shares.lse;
+    }
+#pragma unroll
+    for (int i = 0; i < P.v_dim / 8; ++i) {
+      out[4 * i + 2 * r] *= shares.own;
+      out[4 * i + 2 * r + 1] *= shares.own;
+    }
+    if (stored && shares.carried != 0) {
+      const float* before = &args.previous.out(item.batch, item.head, row, column);
+#pragma unroll
+      for (int i = 0; i < P.v_dim / 8; ++i) {
+        if (8 * i >= v_dim) break;
+        out[4 * i + 2 * r] += shares.carried * before[8 * i];
+        out[4 * i + 2 * r + 1] += shares.carried * before[8 * i + 1];
+      }
+    }
+    element* destination = stored ? &args.out(item.batch, item.head, row, 0) : nullptr;
+    if constexpr (std::is_same_v<element, float>) {
+#pragma unroll
+      for (int i = 0; i < P.v_dim / 8; ++i) {
+        if (stored && 8 * i < v_dim) {
+          *reinterpret_cast<float2*>(destination + 8 * i + column) =
+              make_float2(out[4 * i + 2 * r], out[4 * i + 2 * r + 1]);
+        }
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < P.v_dim / 8; i += 4) {
+        std::uint32_t word[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          word[j] = ptx::pack<element>(out[4 * (i + j) + 2 * r], out[4 * (i + j) + 2 * r + 1]);
+        }
+        transpose_quad(word);
+        const int first = 8 * i + 4 * column; // lane c of the quad, at column 2c, has group i + c
+        if (stored && first < v_dim) {
+          *reinterpret_cast<uint4*>(destination + first) =
+              make_uint4(word[0], word[1], word[2], word[3]);
+        }
+      }
+    }
+  }
+}
+
+} // namespace maskring::cuda::detail::sm90

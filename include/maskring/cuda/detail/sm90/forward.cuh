@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+// The Hopper forward kernel, its launch, and what it can be asked for.
+//
+// To dispatch to it (cuda/forward.cuh does):
+//
+//   constexpr sm90::forward_policy policy = sm90::preferred_policy<Mask>(128, 128);
+//   if (sm90::supported(policy, in, out, p, map)) {
+//     sm90::forward<policy>(in, out, mask, map, score, p, next_work, longest, stream);
+//   }
+//
+// `map` has tiles of `policy.tile` and lies in device memory, or has null rows: then every pair is
+// visible and `mask` is never asked. `next_work` is one int of device memory, 0 before the first
+// call and again after each. `longest` may be null (see work_order).
+#pragma once
+
+#include <maskring/cuda/detail/ptx/register_limit.cuh>
+#include <maskring/cuda/detail/sm90/arguments.cuh>
+#include <maskring/cuda/detail/sm90/consumer.cuh>
+#include <maskring/cuda/detail/sm90/policy.cuh>
+#include <maskring/cuda/detail/sm90/producer.cuh>
+#include <maskring/cuda/error.hpp>
+#include <maskring/mask/basic.hpp>
+
+#include <cuda_runtime_api.h>
+
+namespace maskring::cuda::detail::sm90 {
+
+template <class Arguments>
+__global__ void __launch_bounds__(Arguments::policy.threads(), 1)
+    forward_kernel(const __grid_constant__ Arguments args) {
+  constexpr forward_policy P = Arguments::policy;
+  extern __shared__ __align__(1024) std::byte memory[];
+  auto& smem = *reinterpret_cast<forward_storage<P>*>(memory);
+  const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+
+  if (threadIdx.x == 0) {
+    ptx::prefetch(args.q);
+    ptx::prefetch(args.k);
+    ptx::prefetch(args.v);
+    smem.init();
+  }
+  __syncthreads();
+
+  if (warp < 4) {
+    ptx::release_registers<P.producer_registers()>();
+    if (warp == 0 && lane == 0) produce(args, smem);
+    if (warp == 1 && lane == 0) schedule(args, smem);
+  } else {
+    ptx::acquire_registers<P.consumer_registers()>();
+    consumer<Arguments>{args, smem, warp / 4 - 1}.run();
+  }
+}
+
+/// The shape for these head dimensions, or one that is not valid() if this kernel has none.
+///
+/// Smaller dimensions use the next larger shape, the rest filled with zeros.
+template <class Mask>
+constexpr forward_policy preferred_policy(int qk_dim, int v_dim) {
+  constexpr bool full = std::is_same_v<Mask, mask::full>;
+  const int dim = qk_dim > v_dim ? qk_dim : v_dim;
+  if (dim <= 64) return {64, 64, {192, 128}};
+  if (dim <= 96) return {96, 96, {128, 192}};
+  if (dim <= 128) return {128, 128, {128, full ? 176 : 128}};
+  if (dim <= 192 && v_dim <= 128) return {192, 128, {128, 128}, 2, false, true};
+  if (dim <= 192) return {192, 192, {128, 112}, 2, false, true};
+  if (dim <= 256) return {256, 256, {128, 80}, 2, false, true};
+  return {0, 0};
+}
+
+/// Whether the kernel of shape `policy` computes this call: sm_90, dimensions, strides that the
+/// copy engine and 16-byte stores accept, a positive scale, and a map with the policy's tiles.
+template <class T, class O>
+bool supported(forward_policy policy, const inputs<T>& in, const results<O>& out, const problem& p,
+               const block_map_view& map) {
+  int device = 0;
+  int major = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) {
+    return false;
+  }
+  const auto aligned = [](const auto& tensor, index_t bytes) {
+    const index_t size = sizeof(*tensor.data);
+    bool fits = reinterpret_cast<std::uintptr_t>(tensor.data) % bytes == 0;
+    for (int d = 0; d < 3; ++d) {
+      fits = fits && (tensor.extent(d) == 1 || tensor.stride(d) * size % bytes == 0);
+    }
+    return fits;
+  };
+  constexpr index_t most_work = (index_t{1} << 31) - (index_t{1} << 16);
+  return major == 9 && policy.valid() && p.qk_dim <= policy.qk_dim && p.v_dim <= policy.v_dim &&
+         p.v_dim % 8 == 0 && p.kv_len > 0 && p.scale > 0 && ptx::fits_tensor_map(in.q) &&
+         ptx::fits_tensor_map(in.k) && ptx::fits_tensor_map(in.v) &&
+         aligned(out.out, sizeof(O) == 4 ? 8 : 16) &&
+         (map.rows.offsets == nullptr || map.tile == policy.tile) &&
+         (p.q_len / policy.tile.q + 1) * p.q_heads * p.batch < most_work;
+}
+
+/// out = softmax(score(scale · q kᵀ) where mask) v and its log-sum-exp, continuing from
+/// `in.previous`; queued on `stream`.
+/// @throws std::runtime_error if CUDA refuses the launch.
+template <forward_policy P, class T, class O, class Mask, class Score>
+void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
+             const block_map_view& map, const Score& score, const problem& p, int* next_work,
+             const int* longest, cudaStream_t stream) {
+  static_assert(P.valid(), "maskring: no Hopper forward kernel of this shape");
+  static_assert(sizeof(forward_storage<P>) <= 227 * 1024,
+                "maskring: the shape needs more shared memory than a Hopper block has");
+  using arguments = forward_arguments<P, T, O, Mask, Score>;
+
+  int device = 0;
+  int processors = 0;
+  int l2_bytes = 0;
+  require_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  require_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
+               "cudaDeviceGetAttribute");
+  require_cuda(cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, device),
+               "cudaDeviceGetAttribute");
+
+  constexpr auto columns = [](operand_layout layout) { return layout.chunk_columns(); };
+  arguments args{ptx::make_tensor_map(in.q, P.tile.q, columns(query_layout(P))),
+                 ptx::make_tensor_map(in.k, P.tile.kv, columns(key_layout(P))),
+                 ptx::make_tensor_map(in.v, P.tile.kv, columns(value_layout(P))), out.out, out.lse,
+                 in.previous, in.sink, map,
+                 // Two thirds of the L2 for keys and values; the rest sees queries and output pass.
+                 work_order::make(p, P.tile, l2_bytes * index_t{2} / 3, longest), next_work, mask,
+                 score, p.scale, static_cast<int>(p.q_len), static_cast<int>(p.kv_len),
+                 static_cast<int>(p.group())};
+  const int blocks = std::min(processors, args.order.count());
+  if (blocks == 0) return;
+
+  const auto kernel = &forward_kernel<arguments>;
+  constexpr std::size_t bytes = sizeof(forward_storage<P>);
+  require_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(bytes)),
+               "cudaFuncSetAttribute");
+  kernel<<<blocks, P.threads(), bytes, stream>>>(args);
+  require_cuda(cudaGetLastError(), "the launch of forward_kernel");
+}
+
+} // namespace maskring::cuda::detail::sm90

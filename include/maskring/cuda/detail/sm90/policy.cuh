@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// The shapes of the Hopper forward kernel: one struct, the kernel's only shape parameter.
+#pragma once
+
+#include <maskring/core/problem.hpp>
+#include <maskring/cuda/detail/ptx/wgmma.cuh>
+
+namespace maskring::cuda::detail::sm90 {
+
+/// A shape of the forward kernel. `tile.q` is 64 rows for each consumer warpgroup.
+struct forward_policy {
+  int qk_dim = 128;      ///< head dimension of queries and keys; smaller ones are filled with 0
+  int v_dim = 128;       ///< of values
+  tile_shape tile{};     ///< of the block map, and of the kernel
+  int stages = 2;        ///< tiles of keys, and of values, in flight
+  bool ping_pong = true; ///< consumers take turns: one multiplies while another exponentiates
+  bool rescale_early = false; ///< rescale the output before, not after, the next product with V
+
+  constexpr int consumers() const { return tile.q / 64; }
+  constexpr int threads() const { return 128 * (consumers() + 1); }
+
+  // setmaxnreg moves the producer's registers to the consumers; the sum stays below 65536.
+  constexpr int producer_registers() const {
+    return consumers() == 1 ? 56 : consumers() == 2 ? 40 : 32;
+  }
+  constexpr int consumer_registers() const {
+    return consumers() == 1 ? 256 : consumers() == 2 ? 232 : 160;
+  }
+
+  constexpr bool valid() const {
+    return qk_dim % 32 == 0 && v_dim % 32 == 0 && qk_dim <= 256 && v_dim <= 256 &&
+           tile.q % 64 == 0 && consumers() >= 1 && consumers() <= 3 && tile.kv % 16 == 0 &&
+           tile.kv <= 256 && stages >= 2;
+  }
+};
+
+/// How a tile of `rows` rows of a 16-bit tensor lies in shared memory: in chunks of columns as wide
+/// as the swizzle, each chunk `rows` rows long.
+struct operand_layout {
+  int rows, dim;
+
+  constexpr int chunk_columns() const { return dim % 64 == 0 ? 64 : 32; }
+  constexpr int chunks() const { return dim / chunk_columns(); }
+  constexpr int row_bytes() const { return 2 * chunk_columns(); }
+  constexpr int chunk_bytes() const { return rows * row_bytes(); }
+  constexpr int bytes() const { return chunks() * chunk_bytes(); }
+  constexpr int atom_bytes() const { return 8 * row_bytes(); }
+  constexpr ptx::swizzle swizzle() const {
+    return chunk_columns() == 64 ? ptx::swizzle::bytes_128 : ptx::swizzle::bytes_64;
+  }
+  /// Where the 16 columns of inner step `step` begin, with the rows not transposed.
+  constexpr int column_step(int step) const {
+    const int per_chunk = chunk_columns() / 16;
+    return step / per_chunk * chunk_bytes() + step % per_chunk * 32;
+  }
+  /// Where the 16 rows of inner step `step` begin, for an operand used transposed.
+  constexpr int row_step(int step) const { return step * 16 * row_bytes(); }
+};
+
+constexpr operand_layout query_layout(forward_policy p) { return {p.tile.q, p.qk_dim}; }
+constexpr operand_layout key_layout(forward_policy p) { return {p.tile.kv, p.qk_dim}; }
+constexpr operand_layout value_layout(forward_policy p) { return {p.tile.kv, p.v_dim}; }
+
+} // namespace maskring::cuda::detail::sm90

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+// The Hopper forward kernel's producer warpgroup: one warp deals work, one feeds the copy engine.
+#pragma once
+
+#include <maskring/cuda/detail/ptx/tensor_map.cuh>
+#include <maskring/cuda/detail/sm90/arguments.cuh>
+
+namespace maskring::cuda::detail::sm90 {
+
+/// One thread: takes work from the grid's counter and hands it to producer and consumers.
+///
+/// It reads the block map one item ahead of them, so that they never wait for device memory.
+template <class Arguments>
+__device__ void schedule(const Arguments& args, forward_storage<Arguments::policy>& smem) {
+  int index = static_cast<int>(blockIdx.x);
+  for (std::uint32_t round = 0;; ++round) {
+    const work_item item = args.order.item(index, args.map);
+    smem.work_slot.wait_empty(round);
+    smem.work = item;
+    ptx::arrive(smem.work_slot.full);
+    if (!item.valid()) return;
+    const int taken = atomicAdd(args.next_work, 1);
+    // Every item but each block's first, and one refusal a block, is taken from the counter.
+    if (taken == args.order.count() - 1) *args.next_work = 0;
+    index = taken + static_cast<int>(gridDim.x);
+  }
+}
+
+/// The key tiles of one item from last to first, the masked ones at the diagonal before the others.
+class tile_walk {
+public:
+  template <class Arguments>
+  __device__ tile_walk(const Arguments& args, const work_item& item, int kv_tile)
+      : runs_{args.map.rows.offsets == nullptr ? nullptr : args.map.rows.runs},
+        run_{item.last_run - 1},
+        first_run_{item.first_run},
+        ragged_tile_{args.kv_len % kv_tile == 0 ? -1 : args.kv_len / kv_tile} {
+    enter(runs_ == nullptr ? tile_run{0, (args.kv_len + kv_tile - 1) / kv_tile, false}
+                           : runs_[run_]);
+    if (run_ > first_run_) next_ = runs_[run_ - 1];
+  }
+
+  __device__ int tile() const { return tile_; }
+  __device__ bool last() const { return tile_ == run_start_ && run_ == first_run_; }
+  /// Also true where keys past the end must be masked.
+  __device__ bool partial() const { return partial_ || tile_ == ragged_tile_; }
+
+  __device__ void advance() {
+    if (tile_ != run_start_) {
+      --tile_;
+      return;
+    }
+    --run_;
+    enter(next_);
+    if (run_ > first_run_) next_ = runs_[run_ - 1]; // read a run ahead of its use
+  }
+
+private:
+  __device__ void enter(tile_run run) {
+    run_start_ = run.first;
+    tile_ = run.first + run.count() - 1;
+    partial_ = run.partial();
+  }
+
+  const tile_run* runs_;
+  int run_, first_run_, ragged_tile_;
+  tile_run next_{};
+  int run_start_, tile_;
+  bool partial_;
+};
+
+template <operand_layout Layout>
+__device__ void load_tile(std::byte* destination, const CUtensorMap& map, std::uint64_t& full,
+                          int row, int head, int batch) {
+#pragma unroll
+  for (int c = 0; c < Layout.chunks(); ++c) {
+    ptx::load_box(destination + c * Layout.chunk_bytes(), map, full, c * Layout.chunk_columns(),
+                  row, head, batch);
+  }
+}
+
+/// One thread: loads each item's queries and, tile by tile, keys and values; a tile's values follow
+/// the next tile's keys, the order in which consumers use them.
+template <class Arguments>
+__device__ void produce(const Arguments& args, forward_storage<Arguments::policy>& smem) {
+  constexpr forward_policy P = Arguments::policy;
+  ring_cursor<P.stages> k_cursor, v_cursor;
+  std::uint32_t q_round = 0;
+  for (std::uint32_t work_round = 0;; ++work_round) {
+    smem.work_slot.wait_full(work_round);
+    const work_item item = smem.work;
+    ptx::arrive(smem.work_slot.empty);
+    if (!item.valid()) return;
+    if (item.sees_nothing()) continue;
+
+    const int kv_head = item.head / args.group;
+    const auto load_k = [&](int tile, bool last, bool partial) {
+      slot_barriers& slot = smem.k_slots[k_cursor.stage];
+      slot.wait_empty(k_cursor.round);
+      smem.notes[k_cursor.stage] = tile_note::of(tile, last, partial);
+      ptx::arrive_expecting(slot.full, key_layout(P).bytes());
+      load_tile<key_layout(P)>(smem.k[k_cursor.stage], args.k, slot.full, tile * P.tile.kv, kv_head,
+                               item.batch);
+      k_cursor.advance();
+    };
+    const auto load_v = [&](int tile) {
+      slot_barriers& slot = smem.v_slots[v_cursor.stage];
+      slot.wait_empty(v_cursor.round);
+      ptx::arrive_expecting(slot.full, value_layout(P).bytes());
+      load_tile<value_layout(P)>(smem.v[v_cursor.stage], args.v, slot.full, tile * P.tile.kv,
+                                 kv_head, item.batch);
+      v_cursor.advance();
+    };
+
+    tile_walk walk{args, item, P.tile.kv};
+    load_k(walk.tile(), walk.last(), walk.partial());
+    smem.q_slot.wait_empty(q_round++);
+    ptx::arrive_expecting(smem.q_slot.full, query_layout(P).bytes());
+    load_tile<query_layout(P)>(smem.q, args.q, smem.q_slot.full, item.q_tile * P.tile.q, item.head,
+                               item.batch);
+    int tile = walk.tile();
+    while (!walk.last()) {
+      walk.advance();
+      load_k(walk.tile(), walk.last(), walk.partial());
+      load_v(tile);
+      tile = walk.tile();
+    }
+    load_v(tile);
+  }
+}
+
+} // namespace maskring::cuda::detail::sm90

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+// Shared memory of the Hopper forward kernel, its barriers, and walking its stages.
+#pragma once
+
+#include <maskring/cuda/detail/ptx/mbarrier.cuh>
+#include <maskring/cuda/detail/sm90/policy.cuh>
+
+#include <cuda/ptx>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace maskring::cuda::detail::sm90 {
+
+/// One query tile of one head, and its part of the block map's list of runs.
+struct work_item {
+  static constexpr int end = -1; ///< as `batch`: no more work
+
+  int batch, head, q_tile;
+  int first_run, last_run; ///< [first_run, last_run)
+
+  __device__ bool valid() const { return batch != end; }
+  __device__ bool sees_nothing() const { return first_run == last_run; }
+};
+
+/// What the producer says of a key tile, next to its data.
+struct tile_note {
+  std::uint32_t bits; ///< tile · 4 + last · 2 + partial
+
+  static __device__ tile_note of(int tile, bool last, bool partial) {
+    return {static_cast<std::uint32_t>(tile) * 4 + (last ? 2u : 0u) + (partial ? 1u : 0u)};
+  }
+  __device__ int tile() const { return static_cast<int>(bits >> 2); }
+  __device__ bool last() const { return (bits & 2) != 0; }
+  __device__ bool partial() const { return (bits & 1) != 0; }
+};
+
+/// A slot that one side fills and the other empties.
+struct slot_barriers {
+  std::uint64_t full, empty;
+
+  __device__ void init(int fillers, int drainers) {
+    ::cuda::ptx::mbarrier_init(&full, static_cast<std::uint32_t>(fillers));
+    ::cuda::ptx::mbarrier_init(&empty, static_cast<std::uint32_t>(drainers));
+  }
+  // Round r of a slot is filled after round r − 1 was emptied; before round 0 it counts as emptied.
+  __device__ void wait_full(std::uint32_t round) { ptx::wait(full, round & 1); }
+  __device__ void wait_empty(std::uint32_t round) { ptx::wait(empty, (round & 1) ^ 1); }
+};
+
+/// The next stage of a ring, and in which round the ring is.
+template <int Stages>
+struct ring_cursor {
+  int stage = 0;
+  std::uint32_t round = 0;
+
+  __device__ void advance() {
+    if (++stage == Stages) {
+      stage = 0;
+      ++round;
+    }
+  }
+};
+
+template <forward_policy P>
+struct forward_storage {
+  alignas(1024) std::byte q[query_layout(P).bytes()];
+  alignas(1024) std::byte k[P.stages][key_layout(P).bytes()];
+  alignas(1024) std::byte v[P.stages][value_layout(P).bytes()];
+  slot_barriers q_slot, work_slot;
+  slot_barriers k_slots[P.stages], v_slots[P.stages];
+  tile_note notes[P.stages]; ///< travel with the key tiles
+  work_item work;
+
+  /// By one thread, before the block's first barrier. Consumers arrive once a warp.
+  __device__ void init() {
+    constexpr int consumer_warps = 4 * P.consumers();
+    q_slot.init(1, consumer_warps);
+    work_slot.init(1, consumer_warps + 1);
+    for (int s = 0; s < P.stages; ++s) {
+      k_slots[s].init(1, consumer_warps);
+      v_slots[s].init(1, consumer_warps);
+    }
+    ::cuda::ptx::fence_mbarrier_init(::cuda::ptx::sem_release, ::cuda::ptx::scope_cluster);
+  }
+};
+
+} // namespace maskring::cuda::detail::sm90
