@@ -10,6 +10,6 @@ cd "$(dirname "$0")/.."
 . scripts/setup.sh
 get_tools run
 # Tests and benchmarks stay as they were configured: this needs only the one program.
-[ -f "$build/build.ninja" ] && configure || configure -Dtests=false -Dbench=false
+if [ -f "$build/build.ninja" ]; then configure; else configure -Dtests=false -Dbench=false; fi
 meson compile -C "$build" flex_attention_cp >&2
 exec "$build/examples/flex_attention_cp" "$@"

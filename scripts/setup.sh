@@ -70,7 +70,9 @@ install_packages() {
   if grep -qs '^ID=ubuntu' /etc/os-release && ! apt-cache show meson >/dev/null 2>&1; then
     add_universe
   fi
-  apt install -y --no-install-recommends "$@"
+  apt install -y --no-install-recommends "$@" && installed=0 || installed=$?
+  rm -f "${universe:-}"
+  return "$installed"
 }
 
 install_from_pypi() {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A functor that returns nothing is no mask.
 // expect: mask_mod|constraints not satisfied
-#include <maskring/mask/compose.hpp>
 #include <maskring/mask/basic.hpp>
+#include <maskring/mask/compose.hpp>
 
 using namespace maskring;
 

@@ -6,7 +6,7 @@
 #include <cstdio>
 #include <vector>
 
-bool sees(maskring::verdict expected, const maskring::tile& where);  // other.cpp
+bool sees(maskring::verdict expected, const maskring::tile& where); // other.cpp
 
 int main() {
   constexpr maskring::index_t tokens = 3, dim = 2;
@@ -14,9 +14,10 @@ int main() {
   std::vector<float> out(tokens * dim), lse(tokens);
   const auto tensor = [](auto* data) { return maskring::view{data, {1, 1, tokens, dim}}; };
 
-  maskring::forward(maskring::host(), maskring::inputs{tensor(q.data()), tensor(k.data()), tensor(v.data())},
-                    maskring::results{tensor(out.data()), maskring::view{lse.data(), {1, 1, tokens}}},
-                    maskring::mask::causal{});
+  maskring::forward(
+      maskring::host(), maskring::inputs{tensor(q.data()), tensor(k.data()), tensor(v.data())},
+      maskring::results{tensor(out.data()), maskring::view{lse.data(), {1, 1, tokens}}},
+      maskring::mask::causal{});
 
   const bool right = out[0] == 1 && out[1] == 2 && out[4] > 2.99F && out[4] < 3.01F &&
                      sees(maskring::verdict::none, {.q = {0, 127}, .kv = {128, 255}});
