@@ -49,8 +49,8 @@ constexpr void descend_row(const Mask& mask, int batch, int head, range q, index
       continue;
     }
     const index_t middle = now.first + (now.last - now.first) / 2;
-    pending[depth++] = {middle, now.last};
-    pending[depth++] = {now.first, middle};
+    pending[depth++] = span{middle, now.last};
+    pending[depth++] = span{now.first, middle};
   }
 }
 
