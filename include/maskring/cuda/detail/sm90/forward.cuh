@@ -18,7 +18,7 @@
 #include <maskring/cuda/detail/sm90/consumer.cuh>
 #include <maskring/cuda/detail/sm90/policy.cuh>
 #include <maskring/cuda/detail/sm90/producer.cuh>
-#include <maskring/cuda/error.hpp>
+#include <maskring/cuda/error.cuh>
 #include <maskring/mask/basic.hpp>
 
 #include <cuda_runtime_api.h>
