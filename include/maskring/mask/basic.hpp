@@ -32,7 +32,7 @@ class sliding_window {
 public:
   /// @throws std::invalid_argument if width < 0.
   constexpr explicit sliding_window(int width) : width_{width} {
-    detail::require(width >= 0, "sliding_window: width is ", width, ", expected 0 or more");
+    maskring::detail::require(width >= 0, "sliding_window: width is ", width, ", expected 0 or more");
   }
   constexpr int width() const { return width_; }
   constexpr auto operator()(auto, auto, auto q, auto kv) const { return within(q - kv, 0, width_); }
@@ -47,7 +47,7 @@ class prefix_lm {
 public:
   /// @throws std::invalid_argument if length < 0.
   constexpr explicit prefix_lm(int length) : length_{length} {
-    detail::require(length >= 0, "prefix_lm: length is ", length, ", expected 0 or more");
+    maskring::detail::require(length >= 0, "prefix_lm: length is ", length, ", expected 0 or more");
   }
   constexpr int length() const { return length_; }
   constexpr auto operator()(auto, auto, auto q, auto kv) const {

@@ -4,10 +4,12 @@
 
 #include <maskring/core/errors.hpp>
 #include <maskring/mask/basic.hpp>
+#include <maskring/mask/detail/pieces.hpp>
+#include <maskring/mask/table.hpp>
 
-#include <atomic>
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace maskring::mask {
@@ -30,20 +32,27 @@ struct document_view {
 class document_table {
 public:
   /// Documents of the given lengths, one behind the other. Empty ones are allowed.
-  /// @throws std::invalid_argument for a negative length, or one beyond 2^31 − 1 tokens in all.
+  /// @throws std::invalid_argument for a negative length, or 2^31 tokens or more in all.
   static document_table from_lengths(std::span<const int> lengths) {
-    document_table table;
     index_t total = 0;
-    table.starts_.push_back(0);
     for (std::size_t d = 0; d < lengths.size(); ++d) {
-      detail::require(lengths[d] >= 0, "document: length of document ", d, " is ", lengths[d],
-                      ", expected 0 or more");
+      maskring::detail::require(lengths[d] >= 0, "document: length of document ", d, " is ",
+                                lengths[d], ", expected 0 or more");
       total += lengths[d];
-      detail::require(total < (index_t{1} << 31), "document: the lengths add up to ", total,
-                      " tokens or more, expected less than 2^31");
-      table.ids_.resize(static_cast<std::size_t>(total), static_cast<int>(d));
-      table.starts_.push_back(static_cast<int>(total));
+      maskring::detail::require(total < (index_t{1} << 31), "document: the lengths add up to ",
+                                total, " tokens or more, expected less than 2^31");
     }
+    document_table table;
+    table.tokens_ = static_cast<int>(total);
+    table.documents_ = static_cast<int>(lengths.size());
+    table.memory_.reserve(static_cast<std::size_t>(total) + lengths.size() + 1);
+    for (std::size_t d = 0; d < lengths.size(); ++d) {
+      table.memory_.insert(table.memory_.end(), static_cast<std::size_t>(lengths[d]),
+                           static_cast<int>(d));
+    }
+    int start = 0;
+    for (int length : lengths) table.memory_.push_back(std::exchange(start, start + length));
+    table.memory_.push_back(start);
     return table;
   }
 
@@ -52,12 +61,14 @@ public:
   static document_table from_ids(std::span<const int> ids) {
     std::vector<int> lengths;
     for (std::size_t i = 0; i < ids.size(); ++i) {
-      detail::require(ids[i] >= (i == 0 ? 0 : ids[i - 1]), "document: id of token ", i, " is ",
-                      ids[i], ", expected ", i == 0 ? 0 : ids[i - 1], " or more (sorted ids)");
+      const int least = i == 0 ? 0 : ids[i - 1];
+      maskring::detail::require(ids[i] >= least, "document: id of token ", i, " is ", ids[i],
+                                ", expected ", least, " or more (sorted ids)");
       // Ids of tokens are below the token count unless documents are empty; bound what is stored.
-      detail::require(static_cast<std::size_t>(ids[i]) <= ids.size() + (std::size_t{1} << 20),
-                      "document: id of token ", i, " is ", ids[i], ", expected an id below ",
-                      ids.size(), " or few empty documents");
+      maskring::detail::require(
+          static_cast<std::size_t>(ids[i]) <= ids.size() + (std::size_t{1} << 20),
+          "document: id of token ", i, " is ", ids[i], ", expected an id below ", ids.size(),
+          " or few empty documents");
       lengths.resize(static_cast<std::size_t>(ids[i]) + 1);
       ++lengths.back();
     }
@@ -66,23 +77,22 @@ public:
 
   /// @throws std::invalid_argument unless the table covers exactly `tokens` tokens.
   void require_covers(index_t tokens) const {
-    detail::require(static_cast<index_t>(ids_.size()) == tokens, "document: the table covers ",
-                    ids_.size(), " tokens, expected the sequence's ", tokens);
+    maskring::detail::require(tokens_ == tokens, "document: the table covers ", tokens_,
+                              " tokens, expected the sequence's ", tokens);
   }
 
-  /// Valid while the table lives.
-  document_view view() const {
-    return {ids_.data(), starts_.data(), static_cast<int>(ids_.size()),
-            static_cast<int>(starts_.size()) - 1, serial_};
+  std::span<const int> memory() const { return memory_; }
+  document_view view_at(const int* memory) const {
+    return {memory, memory + tokens_, tokens_, documents_, serial_};
   }
+  /// Valid while the table lives.
+  document_view view() const { return view_at(memory_.data()); }
 
 private:
-  document_table() {
-    static std::atomic<std::uint64_t> next{1};
-    serial_ = next++;
-  }
+  document_table() : serial_{next_serial()} {}
 
-  std::vector<int> ids_, starts_;
+  std::vector<int> memory_;  // ids, then starts
+  int tokens_ = 0, documents_ = 0;
   std::uint64_t serial_ = 0;
 };
 
@@ -117,8 +127,8 @@ struct document {
     kleene seen{verdict::none, depends};
     for (int id = max(q_first, kv_first); id <= min(q_last, kv_last); ++id) {
       const index_t start = docs.starts[id], stop = docs.starts[id + 1];
-      const range q_part = clip(q, start, stop), kv_part = clip(kv, start, stop);
-      if (q_part.lo > q_part.hi || kv_part.lo > kv_part.hi) continue;
+      const range q_part = detail::clip(q, start, stop), kv_part = detail::clip(kv, start, stop);
+      if (detail::is_empty(q_part) || detail::is_empty(kv_part)) continue;
       const kleene here = ask(inner, b, h, q_part - start, kv_part - start);
       if (one) return here.also_depends(depends);
       seen = seen | (here & kleene{verdict::some, depends});
@@ -128,15 +138,6 @@ struct document {
   }
 
   friend constexpr bool operator==(const document&, const document&) = default;
-
-private:
-  // The members of r within [start, stop); lo > hi if there are none.
-  static constexpr range clip(range r, index_t start, index_t stop) {
-    const index_t step = r.step > 0 ? r.step : 1;
-    const index_t lo = r.lo >= start ? r.lo : r.lo + (start - r.lo + step - 1) / step * step;
-    const index_t hi = r.hi < stop ? r.hi : r.hi - (r.hi - stop + step) / step * step;
-    return {lo, hi, step, r.depends};
-  }
 };
 
 document(document_view)->document<full>;
