@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+// The backward pass on the host.
+#pragma once
+
+#include <maskring/core/problem.hpp>
+#include <maskring/cpu/detail/gradients.hpp>
+#include <maskring/cpu/detail/matmul.hpp>
+#include <maskring/cpu/detail/parallel.hpp>
+#include <maskring/cpu/detail/turns.hpp>
+#include <maskring/cpu/detail/walk.hpp>
+
+namespace maskring::cpu {
+
+/// The gradients of q, k, v (and sink logits). The weights p = exp(s − lse) are computed again from
+/// the saved log-sum-exp; with delta = Σ dout·out − dlse,
+///   dv = pᵀ·dout,  ds = p∘(dout·vᵀ − delta)·score′·scale,  dq = ds·k,  dk = dsᵀ·q.
+///
+/// A worker owns a span of keys: their dk and dv stay with it while it passes the queries, and it
+/// adds to dq when its turn comes, in ascending order of keys. So each product is computed once,
+/// and each sum has one order, whatever the number of threads. Method: T. Dao, "FlashAttention-2",
+/// 2023.
+template <class T, class O, class D, class G, class Mask, class Score>
+class backward_pass {
+public:
+  backward_pass(const problem& p, const saved<T, O>& in, const upstream<D>& up,
+                const gradients<G>& grad, bool accumulate, const Mask& mask,
+                const block_map_view& map, const Score& score, isa level)
+      : problem_{p},
+        in_{in},
+        up_{up},
+        grad_{grad},
+        accumulate_{accumulate},
+        mask_{mask},
+        map_{map},
+        score_{score},
+        level_{level},
+        span_tiles_{std::max(1, span_keys / map.tile.kv)},
+        row_terms_{in, up, p},
+        dq_{grad.dq, accumulate},
+        turns_{map, p, span_tiles_} {}
+
+  void run(int threads) {
+    row_terms_.compute(threads);
+    dq_.clear(threads);
+    const int spans = (map_.kv_tiles() + span_tiles_ - 1) / span_tiles_;
+    const index_t heads = problem_.batch * problem_.kv_heads;
+    detail::work_items items{heads * spans};
+    const int team = detail::useful_threads(threads, items.count(), operations());
+    detail::run_workers(team, items, [&] {
+      workspace work{problem_,
+                     std::min<index_t>(problem_.kv_len, index_t{span_tiles_} * map_.tile.kv)};
+      for (index_t item; items.take(item);) {
+        // All heads' first spans first: their turns then come without waiting.
+        const index_t head = item % heads;
+        key_span(work, items, head / problem_.kv_heads, head % problem_.kv_heads,
+                 static_cast<int>(item / heads));
+      }
+    });
+    dq_.store(threads);
+    if (grad_.dsink) row_terms_.sink_gradient(grad_.dsink, accumulate_);
+  }
+
+private:
+  /// Keys that a worker owns at a time: enough to pay for passing all queries, few enough for its
+  /// caches.
+  static constexpr int span_keys = 256;
+
+  struct workspace {
+    workspace(const problem& p, index_t span)
+        : keys{span * detail::padded(p.qk_dim)},
+          values{span * detail::padded(p.v_dim)},
+          dk{span * detail::padded(p.qk_dim)},
+          dv{span * detail::padded(p.v_dim)},
+          queries{detail::query_block * detail::padded(p.qk_dim)},
+          douts{detail::query_block * detail::padded(p.v_dim)},
+          queries_t{detail::query_block * p.qk_dim},
+          douts_t{detail::query_block * p.v_dim},
+          scores{detail::query_block * detail::key_block},
+          slopes{detail::query_block * detail::key_block},
+          derivatives{detail::query_block * detail::key_block} {}
+    detail::scratch keys, values, dk, dv, queries, douts, queries_t, douts_t;
+    detail::scratch scores, slopes, derivatives;
+  };
+
+  struct span {
+    index_t b, kv_head, key, keys;
+    int first_tile, end_tile;
+    detail::float_rows k, v;
+  };
+
+  double operations() const {
+    return 2.5 * static_cast<double>(problem_.batch * problem_.q_heads) *
+           static_cast<double>(problem_.q_len) * static_cast<double>(problem_.kv_len) *
+           static_cast<double>(problem_.qk_dim + problem_.v_dim);
+  }
+
+  void key_span(workspace& work, const detail::work_items& items, index_t b, index_t kv_head,
+                int index) {
+    span s{};
+    s.b = b;
+    s.kv_head = kv_head;
+    s.first_tile = index * span_tiles_;
+    s.end_tile = std::min(map_.kv_tiles(), s.first_tile + span_tiles_);
+    s.key = index_t{s.first_tile} * map_.tile.kv;
+    s.keys = std::min(problem_.kv_len, index_t{s.end_tile} * map_.tile.kv) - s.key;
+    s.k = detail::vector_rows(in_.k, b, kv_head, s.key, s.keys, work.keys.data());
+    s.v = detail::broadcast_rows(in_.v, b, kv_head, s.key, s.keys, work.values.data());
+    std::fill_n(work.dk.data(), s.keys * detail::padded(problem_.qk_dim), 0.0f);
+    std::fill_n(work.dv.data(), s.keys * detail::padded(problem_.v_dim), 0.0f);
+    for (index_t h = kv_head * problem_.group(); h < (kv_head + 1) * problem_.group(); ++h) {
+      const auto [first, end] = detail::query_tiles(map_, b, h, s.first_tile, s.end_tile);
+      for (int i = first; i < end; ++i) {
+        if (!turns_.takes_part(b, h, i, index)) continue;
+        if (!turns_.wait(b, h, i, index, items)) return;
+        query_tile(work, s, h, i);
+        turns_.pass_on(b, h, i, index);
+      }
+    }
+    detail::store_rows(grad_.dk, b, kv_head, s.key, s.keys, work.dk.data(), accumulate_);
+    detail::store_rows(grad_.dv, b, kv_head, s.key, s.keys, work.dv.data(), accumulate_);
+  }
+
+  void query_tile(workspace& work, const span& s, index_t h, int tile) {
+    using namespace detail;
+    const int qk_dim = static_cast<int>(problem_.qk_dim), v_dim = static_cast<int>(problem_.v_dim);
+    const index_t end = std::min(problem_.q_len, index_t{tile + 1} * map_.tile.q);
+    for (index_t q = index_t{tile} * map_.tile.q; q < end; q += query_block) {
+      const int count = static_cast<int>(std::min<index_t>(query_block, end - q));
+      const int lanes = padded_lanes(count);
+      const float_rows rows = vector_rows(in_.q, s.b, h, q, count, work.queries.data());
+      const float_rows douts = vector_rows(up_.dout, s.b, h, q, count, work.douts.data());
+      dispatch(level_, transpose_kernel{rows, count, qk_dim, query_factor<Score>(problem_.scale),
+                                        work.queries_t.data()});
+      dispatch(level_, transpose_kernel{douts, count, v_dim, 1.0f, work.douts_t.data()});
+      float lse[query_block], delta[query_block];
+      row_terms_.load(s.b, h, q, count, lse, delta);
+
+      const index_t row = map_.row(static_cast<int>(s.b), static_cast<int>(h), tile);
+      for_each_key_block(
+          map_, row, s.first_tile, s.end_tile, [&](index_t kv, int keys, bool partial) {
+            const score_block at{static_cast<int>(s.b),
+                                 static_cast<int>(h),
+                                 static_cast<int>(q),
+                                 static_cast<int>(kv),
+                                 count,
+                                 keys};
+            const verdict kept = block_verdict(mask_, partial, at);
+            if (kept == verdict::none) return;
+            const float* k = s.k.row(kv - s.key);
+            const float* v = s.v.row(kv - s.key);
+            float* scores = work.scores.data();
+            float* slopes = work.slopes.data();
+            float* derivatives = modifies_scores<Score> ? work.derivatives.data() : nullptr;
+            multiply<left::rows, false>(level_, {k, s.k.stride, work.queries_t.data(), query_block,
+                                                 scores, query_block, keys, lanes, qk_dim});
+            multiply<left::rows, false>(level_, {v, s.v.stride, work.douts_t.data(), query_block,
+                                                 slopes, query_block, keys, lanes, v_dim});
+            finish_scores(level_, scores, derivatives, mask_, kept == verdict::some, score_, at);
+            dispatch(level_, softmax_gradient_kernel{scores, slopes, derivatives, lse, delta,
+                                                     problem_.scale, keys, lanes});
+            const int qk_width = static_cast<int>(padded(qk_dim)),
+                      v_width = static_cast<int>(padded(v_dim));
+            float* dv = work.dv.data() + (kv - s.key) * v_width;
+            float* dk = work.dk.data() + (kv - s.key) * qk_width;
+            multiply<left::rows, true>(level_, {scores, query_block, douts.data, douts.stride, dv,
+                                                v_width, keys, v_width, count});
+            multiply<left::rows, true>(level_, {slopes, query_block, rows.data, rows.stride, dk,
+                                                qk_width, keys, qk_width, count});
+            multiply<left::columns, true>(level_,
+                                          {slopes, query_block, k, s.k.stride, dq_.row(s.b, h, q),
+                                           dq_.stride(), count, qk_width, keys});
+          });
+    }
+  }
+
+  problem problem_;
+  saved<T, O> in_;
+  upstream<D> up_;
+  gradients<G> grad_;
+  bool accumulate_;
+  Mask mask_;
+  block_map_view map_;
+  Score score_;
+  isa level_;
+  int span_tiles_;
+  detail::row_terms<T, O, D> row_terms_;
+  detail::query_gradient<G> dq_;
+  detail::turns turns_;
+};
+
+} // namespace maskring::cpu

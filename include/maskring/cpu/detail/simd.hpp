@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// Vector registers, written with the vector extensions of GCC and Clang, and 2^x over them.
+#pragma once
+
+#include <cstdint>
+
+#if !defined(__GNUC__)
+#error "maskring's host attention needs the vector extensions of GCC or Clang"
+#endif
+
+/// Hot code is a template without a target attribute of its own; it must be inlined into a function
+/// that has one (isa.hpp), or it would be compiled for the oldest processor.
+#define MASKRING_INLINE inline __attribute__((always_inline))
+
+#if defined(__CUDACC__) // nvcc hands the pragma on, but wonders at it
+#define MASKRING_UNROLL                                                                            \
+  _Pragma("nv_diag_suppress 1675") _Pragma("GCC unroll 16") _Pragma("nv_diag_default 1675")
+#elif defined(__clang__)
+#define MASKRING_UNROLL _Pragma("unroll")
+#else
+#define MASKRING_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+namespace maskring::cpu::detail {
+
+// What a register of each instruction set holds, and the block of results (rows × vectors) that
+// matrix products keep in registers. Unaligned register types are for memory only.
+
+struct avx512 {
+  typedef float reg __attribute__((vector_size(64)));
+  typedef std::int32_t ireg __attribute__((vector_size(64)));
+  typedef float unaligned __attribute__((vector_size(64), aligned(4), may_alias));
+  static constexpr int lanes = 16, rows = 6, vectors = 4;
+};
+
+struct avx2 {
+  typedef float reg __attribute__((vector_size(32)));
+  typedef std::int32_t ireg __attribute__((vector_size(32)));
+  typedef float unaligned __attribute__((vector_size(32), aligned(4), may_alias));
+  static constexpr int lanes = 8, rows = 6, vectors = 2;
+};
+
+/// What every processor of the compiler's target has: SSE2 on x86-64, NEON on AArch64.
+struct baseline {
+  typedef float reg __attribute__((vector_size(16)));
+  typedef std::int32_t ireg __attribute__((vector_size(16)));
+  typedef float unaligned __attribute__((vector_size(16), aligned(4), may_alias));
+  static constexpr int lanes = 4, rows = 4, vectors = 2;
+};
+
+// Registers are passed by reference only: passing them by value would tie the functions' calling
+// convention to an instruction set that the translation unit need not have.
+
+template <class Isa>
+struct simd {
+  using reg = typename Isa::reg;
+  using ireg = typename Isa::ireg;
+
+  static MASKRING_INLINE void load(reg& x, const float* from) {
+    x = *reinterpret_cast<const typename Isa::unaligned*>(from);
+  }
+  static MASKRING_INLINE void store(const reg& x, float* to) {
+    *reinterpret_cast<typename Isa::unaligned*>(to) = x;
+  }
+  static MASKRING_INLINE void fill(reg& x, float value) {
+    MASKRING_UNROLL
+    for (int i = 0; i < Isa::lanes; ++i) x[i] = value;
+  }
+
+  /// x = max(x, y)
+  static MASKRING_INLINE void raise(reg& x, const reg& y) { x = x > y ? x : y; }
+
+  /// x = 2^x for x ≤ 127, to about one unit in the last place; 0 below −126 and for −inf. The
+  /// nearest integer goes into the exponent; on the rest, [−½, ½], stands the polynomial of degree
+  /// 6 whose largest relative error is least (Remez's exchange; 2.6e-9 before rounding).
+  static MASKRING_INLINE void exp2(reg& x) {
+    constexpr float round = 0x1.8p23f; // adding it leaves the nearest integer in the low bits
+    const reg shifted = x + round;
+    const reg fraction = x - (shifted - round);
+    reg y = fraction * coefficient[6] + coefficient[5];
+    y = y * fraction + coefficient[4];
+    y = y * fraction + coefficient[3];
+    y = y * fraction + coefficient[2];
+    y = y * fraction + coefficient[1];
+    y = y * fraction + coefficient[0];
+    const ireg exponent = (ireg)shifted << 23;
+    const reg scaled = (reg)((ireg)y + exponent);
+    x = x < -126.0f ? reg{} : scaled;
+  }
+
+private:
+  static constexpr float coefficient[] = {1.0f,         0.69314724f,   0.24022652f,   0.055503104f,
+                                          0.009617693f, 0.0013406643f, 0.00015594678f};
+};
+
+} // namespace maskring::cpu::detail
