@@ -5,6 +5,7 @@
 #include <maskring/block/build.hpp>
 #include <maskring/block/cache.hpp>
 #include <maskring/block/text.hpp>
+#include <maskring/comm/threads.hpp>
 #include <maskring/core/dual.hpp>
 #include <maskring/core/float16.hpp>
 #include <maskring/core/problem.hpp>
