@@ -6,6 +6,8 @@
 
 #include <doctest/doctest.h>
 
+#include <string>
+
 namespace maskring::testing {
 
 /// Whether verdicts must be exact at tiles 64 and 128 under every layout.
@@ -14,7 +16,7 @@ enum class tightness { exact, loose };
 /// Every element against `definition(b, h, q, kv)`, then every verdict against the elements: at tiles
 /// 64 and 128 for 4 ranks, at odd tiles for 3. Returns the share of loose tiles, in percent.
 template <mask_mod Mask, class Definition>
-double check_mask(const char* name, const audit_shape& shape, const Mask& mask,
+double check_mask(const std::string& name, const audit_shape& shape, const Mask& mask,
                   const Definition& definition, tightness promise) {
   INFO(name << " on " << shape.q_len << " x " << shape.kv_len);
   static_assert(classifiable_mask<Mask>);

@@ -5,7 +5,10 @@
 #include <maskring/mask/lengths.hpp>
 #include <maskring/mask/window.hpp>
 
+#include <cstdlib>
 #include <random>
+#include <tuple>
+#include <vector>
 
 using namespace maskring;
 using namespace maskring::testing;
