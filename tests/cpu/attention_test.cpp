@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "attention_cases.hpp"
+
+#include <maskring/mask/basic.hpp>
+
+#include <thread>
+
+namespace {
+
+using namespace maskring;
+using namespace maskring::testing;
+
+} // namespace
+
+TEST_CASE("host attention agrees with the reference on random problems") {
+  constexpr std::uint64_t seed = 2024;
+  CAPTURE(seed);
+  std::mt19937_64 random{seed};
+  for (int i = 0; i < 150; ++i) {
+    CAPTURE(i);
+    attention_case c = random_case(random);
+    c.accumulate = random() % 3 == 0;
+    check_case<float, float, float, score::none>(c, random);
+  }
+}
+
+TEST_CASE("host attention agrees with the reference for every mask and instruction set") {
+  std::mt19937_64 random{5};
+  for (int mask = 0; mask < case_mask::kinds; ++mask) {
+    for (int level = 0; level <= static_cast<int>(cpu::best_isa()); ++level) {
+      attention_case c;
+      c.q_heads = 2;
+      c.q_len = 270;
+      c.kv_len = 290;
+      c.qk_dim = 64;
+      c.v_dim = 48;
+      c.mask = static_cast<case_mask::kind>(mask);
+      c.level = static_cast<cpu::isa>(level);
+      c.threads = 2;
+      check_case<float, float, float, score::none>(c, random);
+    }
+  }
+}
+
+TEST_CASE("host attention takes empty tensors") {
+  std::mt19937_64 random{6};
+  for (index_t q_len : {0, 1, 5}) {
+    for (index_t kv_len : {0, 1, 5}) {
+      for (index_t batch : {0, 1}) {
+        attention_case c;
+        c.batch = batch;
+        c.q_len = q_len;
+        c.kv_len = kv_len;
+        for (bool option : {false, true}) {
+          c.carried = c.sink = c.dlse = option;
+          check_case<float, float, float, score::none>(c, random);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("host attention gives the same bits for any number of threads") {
+  std::mt19937_64 random{7};
+  const index_t length = 700;
+  const auto q = random_tensor<float, 4>(random, {1, 2, length, 32});
+  const auto k = random_tensor<float, 4>(random, {1, 1, length, 32});
+  const auto v = random_tensor<float, 4>(random, {1, 1, length, 32});
+  const auto dout = random_tensor<float, 4>(random, {1, 2, length, 32});
+  std::vector<float> first[5];
+  for (int threads : {1, 2, 5}) {
+    tensor<float, 4> out{{1, 2, length, 32}}, dq{{1, 2, length, 32}};
+    tensor<float, 4> dk{{1, 1, length, 32}}, dv{{1, 1, length, 32}};
+    tensor<float, 3> lse{{1, 2, length}};
+    forward(host{threads}, inputs{*q, *k, *v}, results{*out, *lse}, mask::causal{});
+    backward(host{threads}, saved{*q, *k, *v, *out, *lse}, upstream{*dout},
+             gradients{*dq, *dk, *dv}, mask::causal{});
+    const std::vector<float>* now[] = {&out.storage(), &lse.storage(), &dq.storage(), &dk.storage(),
+                                       &dv.storage()};
+    for (int i = 0; i < 5; ++i) {
+      if (threads == 1) first[i] = *now[i];
+      CHECK(first[i] == *now[i]);
+    }
+  }
+}
+
+TEST_CASE("host attention may be called from several threads at once") {
+  std::mt19937_64 random{8};
+  const auto q = random_tensor<float, 4>(random, {1, 2, 300, 16});
+  const auto once = [&] {
+    tensor<float, 4> out{{1, 2, 300, 16}}, dq{{1, 2, 300, 16}};
+    tensor<float, 4> dk{{1, 2, 300, 16}}, dv{{1, 2, 300, 16}};
+    tensor<float, 3> lse{{1, 2, 300}};
+    forward(host{3}, inputs{*q, *q, *q}, results{*out, *lse}, mask::causal{});
+    backward(host{3}, saved{*q, *q, *q, *out, *lse}, upstream{*q}, gradients{*dq, *dk, *dv},
+             mask::causal{});
+    return dq.storage();
+  };
+  const auto expected = once();
+  std::vector<float> got[4];
+  {
+    std::vector<std::jthread> callers;
+    for (auto& result : got) callers.emplace_back([&] { result = once(); });
+  }
+  for (const auto& result : got) CHECK(result == expected);
+}
+
+TEST_CASE("host attention takes a block map that is there already, and leaves lse out") {
+  std::mt19937_64 random{9};
+  const auto q = random_tensor<float, 4>(random, {2, 2, 300, 16});
+  tensor<float, 4> out{{2, 2, 300, 16}}, again{{2, 2, 300, 16}};
+  const mask::causal causal;
+  const block_map map = make_block_map(causal, {2, 2, 300, 300}, {64, 32});
+  forward(host{}, inputs{*q, *q, *q}, results{*out}, causal, map);
+  forward(host{}, inputs{*q, *q, *q}, results{*again}, causal, map.view(), score::none{},
+          options{});
+  CHECK(out.storage() == again.storage());
+  CHECK(max_error(out, reference_forward(inputs{*q, *q, *q}, causal).out) < 2e-6);
+}
