@@ -6,6 +6,8 @@
 #include <maskring/mask/detail/pieces.hpp>
 #include <maskring/mask/table.hpp>
 
+#include <numeric>
+
 namespace maskring::mask {
 
 /// q ≥ kv and (q − kv ≤ width or kv < sinks): a causal window, and the first tokens stay in sight
@@ -55,15 +57,16 @@ public:
     const range distance = q - kv;  // exact: all sums of two progressions of one step
     const range near = detail::clip(distance, -index_t{width_}, index_t{width_} + 1);
     if (detail::is_empty(near)) return {verdict::none, depends};
-    // Residues of a progression repeat with a period of dilation / gcd, so few members decide.
-    const index_t step = near.step > 0 ? near.step : 1;
-    const index_t period = dilation_ / std::gcd(index_t{dilation_}, step);
-    bool kept = false, dropped = near.lo > distance.lo || near.hi < distance.hi;
-    for (index_t x = near.lo, i = 0; x <= near.hi && i < period; x += step, ++i) {
-      (x % dilation_ == 0 ? kept : dropped) = true;
-      if (kept && dropped) break;
-    }
-    return {kept && dropped ? verdict::some : kept ? verdict::all : verdict::none, depends};
+    // The residues of a progression repeat after dilation / gcd members, and if the first is a
+    // multiple of the gcd, one of these is a multiple of the dilation.
+    const index_t common = std::gcd(index_t{dilation_}, near.step);  // of one member: the dilation
+    if (near.lo % common != 0) return {verdict::none, depends};
+    const index_t period = dilation_ / common;
+    bool kept = period == 1 || (near.hi - near.lo) / near.step + 1 >= period;
+    for (index_t x = near.lo; x <= near.hi && !kept; x += near.step) kept = x % dilation_ == 0;
+    if (!kept) return {verdict::none, depends};
+    const bool outside = near.lo > distance.lo || near.hi < distance.hi;
+    return {outside || period > 1 ? verdict::some : verdict::all, depends};
   }
   friend constexpr bool operator==(dilated_window, dilated_window) = default;
 
