@@ -37,7 +37,8 @@ case $1 in
   cmake_package)
     command -v cmake >/dev/null || skip "no cmake"
     cp "$here/cmake_package/CMakeLists.txt" .
-    cmake -G Ninja -S . -B out -D "maskring_DIR=$(installed maskringConfig.cmake)" >log || { cat log; exit 1; }
+    prefix=$(installed maskringConfig.cmake)/../../..
+    cmake -G Ninja -S . -B out -D CMAKE_PREFIX_PATH="$prefix" >log || { cat log; exit 1; }
     cmake --build out
     out/consumer
     ;;

@@ -2,6 +2,7 @@
 // Block diffusion language models: a noised copy of the sequence in front of a clean one.
 #pragma once
 
+#include <maskring/core/errors.hpp>
 #include <maskring/mask/concepts.hpp>
 #include <maskring/mask/detail/pieces.hpp>
 
