@@ -6,10 +6,14 @@
 #include <maskring/block/cache.hpp>
 #include <maskring/block/text.hpp>
 #include <maskring/comm/threads.hpp>
+#include <maskring/comm/threads.hpp>
 #include <maskring/core/dual.hpp>
 #include <maskring/core/float16.hpp>
 #include <maskring/core/problem.hpp>
 #include <maskring/core/softmax.hpp>
+#include <maskring/cp/all_gather.hpp>
+#include <maskring/cp/host.hpp>
+#include <maskring/cp/ring.hpp>
 #include <maskring/cpu/host.hpp>
 #include <maskring/mask/basic.hpp>
 #include <maskring/mask/batched.hpp>

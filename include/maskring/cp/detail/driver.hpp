@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the drivers share: set-up, checks, the masks of each piece of work, and kept memory.
+#pragma once
+
+#include <maskring/comm/concepts.hpp>
+#include <maskring/cp/agreement.hpp>
+#include <maskring/cp/backend.hpp>
+#include <maskring/cp/fingerprint.hpp>
+#include <maskring/cp/plan.hpp>
+
+#include <bit>
+#include <optional>
+
+namespace maskring::cp::detail {
+
+/// global = map(local + first): a shard from position `first` on.
+template <shard::index_map Map>
+struct part_map {
+  Map map;
+  int first = 0;
+  constexpr int operator()(int local) const { return map(local + first); }
+  constexpr shard::image operator()(range local) const { return map(local + first); }
+  friend constexpr bool operator==(const part_map&, const part_map&) = default;
+};
+
+/// Memory of a communicator, kept between calls and replaced when more is asked for.
+template <comm::buffer_source Comm>
+class kept_buffer {
+public:
+  template <class T>
+  view<T, 4> tensor(Comm& comm, index_t batch, index_t heads, index_t length, index_t dim) {
+    return {at_least<T>(comm, batch * heads * length * dim), {batch, heads, length, dim}};
+  }
+  template <class T>
+  T* at_least(Comm& comm, index_t count) {
+    if (count == 0) return nullptr;
+    const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
+    if (!memory_ || bytes > bytes_) {
+      memory_.reset();
+      memory_.emplace(comm.allocate(bytes));
+      bytes_ = bytes;
+    }
+    return static_cast<T*>(memory_->data());
+  }
+
+private:
+  std::optional<decltype(std::declval<Comm&>().allocate(std::size_t{}))> memory_;
+  std::size_t bytes_ = 0;
+};
+
+/// Row-major without gaps, so that it can be sent as it lies.
+template <class T>
+constexpr bool is_packed(const view<T, 4>& tensor) {
+  index_t stride = 1;
+  for (int d = 3; d >= 0; --d) {
+    if (tensor.extent(d) > 1 && tensor.stride(d) != stride) return false;
+    stride *= tensor.extent(d);
+  }
+  return true;
+}
+
+/// The tensor as [1, 1, 1, n], for operations on memory as such.
+inline view<float, 4> as_row(const view<float, 1>& tensor) {
+  return {tensor.data, {1, 1, 1, tensor.extent(0)}, {0, 0, 0, tensor.stride(0)}};
+}
+
+/// fp32 sums of gradients that are handed out in a shorter type.
+template <class Comm>
+struct home_memory {
+  kept_buffer<Comm> dq, dk, dv;
+};
+
+template <class Comm, class QLayout, class KvLayout, class Mask, class Score>
+class driver {
+public:
+  const cp::plan& plan() const { return plan_; }
+  const cp::shape& sizes() const { return sizes_; }
+
+protected:
+  /// @param make_plan is called once the ranks have agreed on the sizes.
+  template <class MakePlan>
+  driver(const char* call, Comm& comm, const cp::shape& sizes,
+         const shards<QLayout, KvLayout>& split, const Mask& mask, const Score& score,
+         const options& opt, MakePlan make_plan)
+      : comm_{&comm}, sizes_{sizes}, split_{split}, mask_{mask}, score_{score}, options_{opt},
+        plan_{(require_sizes(call, comm, sizes, split, opt), make_plan())} {
+    for (int rank = 0; rank < ranks(); ++rank) {
+      maskring::detail::require(plan_.ranks() == ranks() &&
+                                    plan_.q_size(rank) == split.q.size(rank) &&
+                                    plan_.kv_size(rank) == split.kv.size(rank),
+                                call, ": the plan is for other shards");
+    }
+    const fact facts[] = {{"mask", plan_.fingerprint(), false}};
+    require_agreement(comm, call, facts);
+  }
+
+  template <class Exec>
+  static constexpr void require_backend() {
+    static_assert(attention_backend<Exec>,
+                  "maskring: there is no cp::backend for this execution context; include the header "
+                  "that defines it (maskring/cp/host.hpp for the host)");
+    static_assert(comm::point_to_point<Comm, queue_of<Exec>>,
+                  "maskring: this communicator cannot move the memory of this execution context");
+  }
+
+  int rank() const { return comm_->rank(); }
+  int ranks() const { return comm_->size(); }
+  index_t q_size() const { return plan_.q_size(rank()); }
+  index_t kv_size() const { return plan_.kv_size(rank()); }
+  /// What this rank needs of the shard that it works on at a step of a ring.
+  const interval& needed_at(int step) const {
+    return plan_.needed(rank(), plan_.shard_at(rank(), step));
+  }
+
+  /// The local tensors against the sizes that the ranks agreed on.
+  void require_local(const char* call, const problem& p) const {
+    const auto same = [&](const char* what, index_t is, index_t expected) {
+      maskring::detail::require(is == expected, call, ": ", what, " is ", is, ", expected ",
+                                expected, " on rank ", rank(), " of ", ranks());
+    };
+    same("batch", p.batch, sizes_.batch);
+    same("query heads", p.q_heads, sizes_.q_heads);
+    same("key heads", p.kv_heads, sizes_.kv_heads);
+    same("dim of q and k", p.qk_dim, sizes_.qk_dim);
+    same("dim of v", p.v_dim, sizes_.v_dim);
+    same("sequence extent of q", p.q_len, q_size());
+    same("sequence extent of k", p.kv_len, kv_size());
+  }
+
+  /// Two ranks that send different element types would misread each other's keys; the first call
+  /// with a type finds out.
+  template <class T>
+  void require_same_element(const char* call) {
+    if (element_bytes_ == sizeof(T)) return;
+    const fact facts[] = {{"bytes of an element", sizeof(T)}};
+    require_agreement(*comm_, call, facts);
+    element_bytes_ = sizeof(T);
+  }
+
+  /// Sends and receives the group while `compute` runs.
+  template <class Exec, class Compute>
+  void overlap(const Exec& exec, Compute compute) {
+    if (group_.empty()) {
+      compute();
+      return;
+    }
+    const auto queue = backend<Exec>::queue(exec);
+    auto moving = comm_->start(queue, group_);
+    compute();
+    moving.wait(queue);
+  }
+
+  /// Where the gradients are summed: in the caller's tensors if they hold floats, else in kept
+  /// memory. They begin at zero, unless they are added to what is there.
+  template <class Exec, class G>
+  gradients<float> home_gradients(const Exec& exec, const gradients<G>& grad,
+                                  home_memory<Comm>& memory) {
+    const auto home = [&] {
+      if constexpr (std::is_same_v<G, float>) {
+        return grad;
+      } else {
+        const auto like = [&](kept_buffer<Comm>& kept, const view<G, 4>& tensor) {
+          return kept.template tensor<float>(*comm_, tensor.extent(0), tensor.extent(1),
+                                             tensor.extent(2), tensor.extent(3));
+        };
+        return gradients<float>{like(memory.dq, grad.dq), like(memory.dk, grad.dk),
+                                like(memory.dv, grad.dv)}
+            .with_sink(grad.dsink);
+      }
+    }();
+    if (!options_.accumulate) {
+      backend<Exec>::zero(exec, home.dq);
+      backend<Exec>::zero(exec, home.dk);
+      backend<Exec>::zero(exec, home.dv);
+      if (home.dsink) backend<Exec>::zero(exec, as_row(home.dsink));
+    }
+    return home;
+  }
+
+  template <class Exec, class G>
+  static void round_gradients(const Exec& exec, const gradients<float>& home,
+                              const gradients<G>& grad) {
+    if constexpr (!std::is_same_v<G, float>) {
+      backend<Exec>::copy(exec, view<const float, 4>{home.dq}, grad.dq);
+      backend<Exec>::copy(exec, view<const float, 4>{home.dk}, grad.dk);
+      backend<Exec>::copy(exec, view<const float, 4>{home.dv}, grad.dv);
+    }
+  }
+
+  map_shape map_of(index_t kv_len) const {
+    return {sizes_.batch, sizes_.q_heads, q_size(), kv_len};
+  }
+
+  Comm* comm_;
+  cp::shape sizes_;
+  shards<QLayout, KvLayout> split_;
+  Mask mask_;
+  Score score_;
+  options options_;
+  cp::plan plan_;
+  std::vector<comm::transfer> group_;  // kept for its memory
+
+private:
+  /// Compares sizes before it checks them: a bad value on one rank is then an error on all.
+  static void require_sizes(const char* call, Comm& comm, const cp::shape& sizes,
+                            const shards<QLayout, KvLayout>& split, const options& opt) {
+    const auto number = [](auto value) { return static_cast<std::uint64_t>(value); };
+    const fact facts[] = {
+        {"driver", fingerprint{}.add_text(call).value(), false},
+        {"batch", number(sizes.batch)},
+        {"q_heads", number(sizes.q_heads)},
+        {"kv_heads", number(sizes.kv_heads)},
+        {"qk_dim", number(sizes.qk_dim)},
+        {"v_dim", number(sizes.v_dim)},
+        {"query sequence", number(split.q.sequence())},
+        {"key sequence", number(split.kv.sequence())},
+        {"ranks of the query layout", number(split.q.ranks())},
+        {"ranks of the key layout", number(split.kv.ranks())},
+        {"query layout", layout_fingerprint(split.q), false},
+        {"key layout", layout_fingerprint(split.kv), false},
+        {"score modifier", type_fingerprint<Score>(), false},
+        {"scale", std::bit_cast<std::uint32_t>(opt.scale), false},
+    };
+    require_agreement(comm, call, facts);
+    const auto positive = [&](const char* what, index_t value) {
+      maskring::detail::require(value >= 0, call, ": ", what, " is ", value,
+                                ", expected 0 or more");
+    };
+    positive("batch", sizes.batch);
+    positive("q_heads", sizes.q_heads);
+    positive("kv_heads", sizes.kv_heads);
+    positive("qk_dim", sizes.qk_dim - 1);
+    positive("v_dim", sizes.v_dim - 1);
+    maskring::detail::require(
+        sizes.q_heads == 0 || (sizes.kv_heads > 0 && sizes.q_heads % sizes.kv_heads == 0), call,
+        ": q_heads is ", sizes.q_heads, ", expected a multiple of kv_heads, which is ",
+        sizes.kv_heads);
+    maskring::detail::require(split.q.ranks() == comm.size(), call, ": the layout is for ",
+                              split.q.ranks(), " ranks, expected the communicator's ", comm.size());
+    maskring::detail::require(split.kv.ranks() == comm.size(), call, ": the key layout is for ",
+                              split.kv.ranks(), " ranks, expected the communicator's ",
+                              comm.size());
+  }
+
+  std::size_t element_bytes_ = 0;
+};
+
+}  // namespace maskring::cp::detail

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ring attention: keys and values travel from rank to rank while each rank works on what it holds.
+#pragma once
+
+#include <maskring/cp/detail/rotation.hpp>
+
+namespace maskring::cp {
+
+/// Attention over sequences that are split over the ranks of `comm`; each rank calls it with its own
+/// shards and gets its own shards of the results.
+///
+/// ```cpp
+/// cp::ring ring{comm, {.batch = 1, .q_heads = 8, .kv_heads = 2, .qk_dim = 64, .v_dim = 64},
+///               shard::zigzag{tokens, comm.size()}, mask::causal{}};
+/// ring.forward(host(), inputs{q, k, v}, results{out, lse});
+/// ring.backward(host(), saved{q, k, v, out, lse}, upstream{dout}, gradients{dq, dk, dv});
+/// ```
+///
+/// The mask and the score modifier see global indices. Only what the plan says travels, in the
+/// inputs' type and never with repeated heads, while the rank computes; partial results continue in
+/// fp32 in the attention call itself and are rounded once. In the backward pass the keys travel
+/// again; each rank sends its fp32 share of dk and dv straight to the shard's owner, which adds them
+/// in a fixed order. All ranks make the same calls in the same order. Block maps and buffers are
+/// made at the first call and kept.
+///
+/// Method: H. Liu et al., Ring Attention with Blockwise Transformers, 2023; the carried softmax state
+/// is that of M. Milakov and N. Gimelshein, 2018.
+template <class Comm, class QLayout, class KvLayout, class Mask, class Score>
+class ring : public detail::driver<Comm, QLayout, KvLayout, Mask, Score> {
+  using base = detail::driver<Comm, QLayout, KvLayout, Mask, Score>;
+
+public:
+  /// @param comm outlives the driver.
+  /// @param opt `scale` and `tile` of the attention calls; with `accumulate`, backward adds to the
+  ///        gradients, which must then be floats.
+  /// @throws std::invalid_argument on every rank if ranks were given different sizes, layouts or
+  ///         masks, or sizes that do not fit together.
+  ring(Comm& comm, const shape& sizes, const shards<QLayout, KvLayout>& split, const Mask& mask,
+       const Score& score = {}, const options& opt = {})
+      : base{name, comm, sizes, split, mask, score, opt, [&] { return cp::plan{mask, sizes, split}; }},
+        maps_(static_cast<std::size_t>(comm.size())) {}
+
+  /// With a plan made before, from a mask that the host can ask where `mask` itself reads the memory
+  /// of a device.
+  ring(Comm& comm, const cp::plan& known, const shape& sizes,
+       const shards<QLayout, KvLayout>& split, const Mask& mask, const Score& score = {},
+       const options& opt = {})
+      : base{name, comm, sizes, split, mask, score, opt, [&] { return known; }},
+        maps_(static_cast<std::size_t>(comm.size())) {}
+
+  savings saved_work(std::size_t element_bytes) const {
+    return this->plan_.ring_savings(this->sizes_, element_bytes);
+  }
+
+  /// out and lse of the local queries over the keys of all ranks. `in.sink` counts once.
+  /// @throws std::invalid_argument before anything moves if a local tensor has other sizes.
+  template <class Exec, class T, class O>
+  void forward(const Exec& exec, const inputs<T>& in, const results<O>& out) {
+    base::template require_backend<Exec>();
+    this->require_local(name, maskring::detail::check_forward(in, out, this->options_));
+    this->template require_same_element<T>(name);
+    const index_t batch = this->sizes_.batch, heads = this->sizes_.q_heads;
+    const index_t rows = this->q_size();
+    const int last = last_step();
+
+    // The state between steps: in the results themselves where they hold floats.
+    view<float, 4> state;
+    if constexpr (std::is_same_v<O, float>) {
+      state = out.out;
+    } else if (last > first_step()) {
+      state = state_.template tensor<float>(*this->comm_, batch, heads, rows, this->sizes_.v_dim);
+    }
+    view<float, 3> state_lse = out.lse;
+    if (!state_lse && last > first_step()) {
+      state_lse = {state_lse_.template at_least<float>(*this->comm_, batch * heads * rows),
+                   {batch, heads, rows}};
+    }
+
+    rotation<Exec, T> moving{*this->comm_, exec, this->plan_, keys_, values_, in.k, in.v};
+    for (int step = 0; step < this->ranks(); ++step) {
+      this->group_.clear();
+      if (step + 1 < this->ranks()) moving.post(step, this->group_);
+      this->overlap(exec, [&] {
+        if (!works_at(step)) return;
+        const interval part = this->needed_at(step);
+        inputs<T> now{in.q, moving.keys(part), moving.values(part)};
+        if (step == first_step()) {
+          now.sink = in.sink;
+          now.previous = in.previous;
+        } else {
+          now.previous = {state, state_lse};
+        }
+        if (step == last) {
+          attend(exec, now, results<O>{out.out, state_lse}, step);
+        } else {
+          attend(exec, now, results<float>{state, state_lse}, step);
+        }
+      });
+      if (step + 1 < this->ranks()) moving.advance(step);
+    }
+  }
+
+  /// The gradients of the local queries, keys and values, from all ranks' queries. `grad.dsink` is
+  /// this rank's share: the gradient of a sink that all ranks have is the sum over ranks.
+  /// @throws std::invalid_argument before anything moves if a local tensor has other sizes.
+  template <class Exec, class T, class O, class D, class G>
+  void backward(const Exec& exec, const saved<T, O>& in, const upstream<D>& up,
+                const gradients<G>& grad) {
+    base::template require_backend<Exec>();
+    this->require_local(name, maskring::detail::check_backward(in, up, grad, this->options_));
+    this->template require_same_element<T>(name);
+    using machine = backend<Exec>;
+    const int ranks = this->ranks(), rank = this->rank();
+
+    const gradients<float> home = this->home_gradients(exec, grad, home_);
+    rotation<Exec, T> moving{*this->comm_, exec, this->plan_, keys_, values_, in.k, in.v};
+    for (int step = 0; step <= ranks; ++step) {
+      this->group_.clear();
+      if (step + 1 < ranks) moving.post(step, this->group_);
+      // What this rank computed in the step before goes home, and its own comes home from the rank
+      // that worked on it then.
+      const int worker = (rank + step - 1) % ranks;
+      const interval returning = step >= 2 ? this->plan_.needed(worker, rank) : interval{};
+      const auto [dk_back, dv_back] = pair_of(returned_, returning);
+      if (step >= 2) {
+        const interval part = this->needed_at(step - 1);
+        const auto [dk, dv] = pair_of(computed_[(step - 1) % 2], part);
+        const int owner = this->plan_.shard_at(rank, step - 1);
+        if (!part.empty()) {
+          this->group_.push_back(comm::send(owner, dk.data, dk.size()));
+          this->group_.push_back(comm::send(owner, dv.data, dv.size()));
+        }
+        if (!returning.empty()) {
+          this->group_.push_back(comm::receive(worker, dk_back.data, dk_back.size()));
+          this->group_.push_back(comm::receive(worker, dv_back.data, dv_back.size()));
+        }
+      }
+      this->overlap(exec, [&] {
+        if (step == ranks || !works_at(step)) return;
+        const interval part = this->needed_at(step);
+        auto [dk, dv] = step == 0 ? std::pair{home.dk.slice(2, part.lo, part.size()),
+                                              home.dv.slice(2, part.lo, part.size())}
+                                  : pair_of(computed_[step % 2], part);
+        if (step > 0) {
+          machine::zero(exec, dk);
+          machine::zero(exec, dv);
+        }
+        saved<T, O> now{in.q, moving.keys(part), moving.values(part), in.out, in.lse};
+        gradients<float> to{home.dq, dk, dv};
+        if (step == first_step()) {
+          now.sink = in.sink;
+          to.dsink = grad.dsink;
+        }
+        attend_backward(exec, now, up, to, step);
+      });
+      if (!returning.empty()) {
+        machine::add(exec, view<const float, 4>{dk_back},
+                     home.dk.slice(2, returning.lo, returning.size()));
+        machine::add(exec, view<const float, 4>{dv_back},
+                     home.dv.slice(2, returning.lo, returning.size()));
+      }
+      if (step + 1 < ranks) moving.advance(step);
+    }
+    this->round_gradients(exec, home, grad);
+  }
+
+private:
+  static constexpr const char* name = "cp::ring";
+  template <class Exec, class T>
+  using rotation = detail::rotation<Comm, Exec, T>;
+  using key_map = decltype(std::declval<const KvLayout&>().map(0));
+  struct key_gradients {
+    detail::kept_buffer<Comm> dk, dv;
+  };
+
+  /// The first and the last step at which this rank computes; step 0 if it has nothing to see, so
+  /// that even then its rows are written and a sink counts.
+  int first_step() const {
+    for (int step = 0; step < this->ranks(); ++step) {
+      if (!this->needed_at(step).empty()) return step;
+    }
+    return 0;
+  }
+  int last_step() const {
+    for (int step = this->ranks() - 1; step > 0; --step) {
+      if (!this->needed_at(step).empty()) return step;
+    }
+    return 0;
+  }
+  bool works_at(int step) const {
+    return !this->needed_at(step).empty() || step == first_step();
+  }
+
+  auto keys_from(int step) const {
+    return detail::part_map<key_map>{this->split_.kv.map(this->plan_.shard_at(this->rank(), step)),
+                                     static_cast<int>(this->needed_at(step).lo)};
+  }
+  auto mask_at(int step) const {
+    return shard::rewrite(this->mask_, this->split_.q.map(this->rank()), keys_from(step));
+  }
+  auto score_at(int step) const {
+    return shard::rewrite(this->score_, this->split_.q.map(this->rank()), keys_from(step));
+  }
+
+  template <class Exec>
+  const block_map_view& map_at(const Exec& exec, int step) {
+    kept_map& map = maps_[static_cast<std::size_t>(step)];
+    if (!map.owner) {
+      map = backend<Exec>::make_map(exec, mask_at(step),
+                                    this->map_of(this->needed_at(step).size()),
+                                    this->options_.tile);
+    }
+    return map.view;
+  }
+
+  template <class Exec, class T, class O>
+  void attend(const Exec& exec, const inputs<T>& in, const results<O>& out, int step) {
+    backend<Exec>::forward(exec, in, out, mask_at(step), map_at(exec, step), score_at(step),
+                           this->options_);
+  }
+
+  template <class Exec, class T, class O, class D>
+  void attend_backward(const Exec& exec, const saved<T, O>& in, const upstream<D>& up,
+                       const gradients<float>& grad, int step) {
+    options adding = this->options_;
+    adding.accumulate = true;
+    backend<Exec>::backward(exec, in, up, grad, mask_at(step), map_at(exec, step), score_at(step),
+                            adding);
+  }
+
+  /// The gradients of an interval of keys in kept memory, packed: what travels.
+  std::pair<view<float, 4>, view<float, 4>> pair_of(key_gradients& memory, const interval& part) {
+    const shape& s = this->sizes_;
+    return {memory.dk.template tensor<float>(*this->comm_, s.batch, s.kv_heads, part.size(),
+                                             s.qk_dim),
+            memory.dv.template tensor<float>(*this->comm_, s.batch, s.kv_heads, part.size(),
+                                             s.v_dim)};
+  }
+
+  std::vector<kept_map> maps_;  // by step
+  detail::rotation_memory<Comm> keys_, values_;
+  detail::kept_buffer<Comm> state_, state_lse_;
+  detail::home_memory<Comm> home_;
+  key_gradients computed_[2], returned_;
+};
+
+template <class Comm, shard::layout Layout, class Mask, class Score = score::none>
+ring(Comm&, shape, Layout, Mask, Score = {}, options = {})
+    -> ring<Comm, Layout, Layout, Mask, Score>;
+template <class Comm, class Q, class Kv, class Mask, class Score = score::none>
+ring(Comm&, shape, shards<Q, Kv>, Mask, Score = {}, options = {}) -> ring<Comm, Q, Kv, Mask, Score>;
+template <class Comm, shard::layout Layout, class Mask, class Score = score::none>
+ring(Comm&, plan, shape, Layout, Mask, Score = {}, options = {})
+    -> ring<Comm, Layout, Layout, Mask, Score>;
+template <class Comm, class Q, class Kv, class Mask, class Score = score::none>
+ring(Comm&, plan, shape, shards<Q, Kv>, Mask, Score = {}, options = {})
+    -> ring<Comm, Q, Kv, Mask, Score>;
+
+}  // namespace maskring::cp
