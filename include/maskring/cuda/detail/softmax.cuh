@@ -12,9 +12,18 @@ namespace maskring::cuda::detail {
 
 inline constexpr float log2_e = 1.44269504088896340736f;
 
+/// How `online_softmax` computes.
+struct softmax_policy {
+  /// Of 16 exponentials, how many are polynomials on the FMA units, where the special function unit
+  /// is the bottleneck. M. Zadouri et al., FlashAttention-4, 2026.
+  int polynomial = 0;
+  /// The sums keep the maximum they refer to until scores exceed it by 2^8: most tiles then need no
+  /// rescaling. Exact, as any reference near the maximum is. From the same source.
+  bool lazy = false;
+};
+
 /// core/softmax.hpp's state for a thread's two rows, in powers of two: a score s counts as
-/// 2^(unit · s), `unit` being log2(e) times the scale not yet multiplied in (which must be
-/// positive).
+/// 2^(unit · s), `unit` being log2(e) times the scale not yet multiplied in (which must be positive).
 ///
 /// A row's maximum is known to the whole quad of lanes that share it; each lane sums only its own
 /// columns, until `finish`.
@@ -26,7 +35,7 @@ struct online_softmax {
 
   /// Takes in a tile of scores, leaves 2^(unit · (s − maximum)) in their place, and returns the
   /// factors by which outputs summed over the old maximum must be multiplied.
-  template <int Count>
+  template <softmax_policy P = softmax_policy{}, int Count>
   __device__ void update(float (&s)[Count], float unit, float (&factor)[2]) {
     float largest[2] = {maximum[0], maximum[1]};
 #pragma unroll
@@ -39,6 +48,7 @@ struct online_softmax {
     for (int r = 0; r < 2; ++r) {
       largest[r] = fmaxf(largest[r], __shfl_xor_sync(~0u, largest[r], 1));
       largest[r] = fmaxf(largest[r], __shfl_xor_sync(~0u, largest[r], 2));
+      if (P.lazy && (largest[r] - maximum[r]) * unit <= 8.0f) largest[r] = maximum[r];
       // While a row has seen nothing, 0 stands in for its maximum: −inf − −inf would be NaN.
       shift[r] = largest[r] == -infinity ? 0.0f : largest[r] * unit;
       factor[r] = ptx::exp2(maximum[r] * unit - shift[r]);
@@ -48,7 +58,9 @@ struct online_softmax {
 #pragma unroll
     for (int i = 0; i < Count; ++i) {
       const int r = fragment_layout::row(i);
-      s[i] = ptx::exp2(s[i] * unit - shift[r]);
+      const float x = s[i] * unit - shift[r];
+      const bool on_fma_units = i * P.polynomial / 16 != (i + 1) * P.polynomial / 16;
+      s[i] = on_fma_units ? ptx::exp2_polynomial(x) : ptx::exp2(x);
       sum[r] += s[i];
     }
   }
@@ -62,11 +74,12 @@ struct online_softmax {
   }
 };
 
-/// Multiplies a fragment's rows by their factors.
-template <int Count>
+/// Multiplies a fragment's rows by their factors; a warp whose factors are all 1 does nothing.
+template <bool MostlyOne = false, int Count>
 __device__ inline void scale_rows(float (&fragment)[Count], const float (&factor)[2]) {
+  if (MostlyOne && !__any_sync(~0u, factor[0] != 1 || factor[1] != 1)) return;
 #pragma unroll
   for (int i = 0; i < Count; ++i) fragment[i] *= factor[fragment_layout::row(i)];
 }
 
-} // namespace maskring::cuda::detail
+}  // namespace maskring::cuda::detail

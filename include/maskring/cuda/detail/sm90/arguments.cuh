@@ -25,14 +25,20 @@ struct work_order {
   const int*
       longest; ///< per row of the block map, the query tile of each rank; null: the last first
 
-  static work_order make(const problem& p, tile_shape tile, index_t l2_bytes, const int* longest) {
+  static work_order make(const problem& p, tile_shape tile, int processors, index_t l2_bytes,
+                         const int* longest) {
+    const index_t q_tiles = (p.q_len + tile.q - 1) / tile.q;
+    const index_t rows = std::max<index_t>(1, p.q_heads * p.batch);
     const index_t bytes = std::max<index_t>(1, p.kv_len * (p.qk_dim + p.v_dim) * 2);
-    const auto fit = static_cast<unsigned>(std::clamp<index_t>(l2_bytes / bytes, 1, 1 << 20));
-    const index_t section = static_cast<index_t>(std::bit_floor(fit)) * p.group();
-    return {static_cast<int>((p.q_len + tile.q - 1) / tile.q), static_cast<int>(p.q_heads),
-            static_cast<int>(p.batch),
-            static_cast<int>(std::min(section, std::max<index_t>(1, p.q_heads * p.batch))),
-            longest};
+    const index_t fit = l2_bytes / bytes;
+    // With fewer items than this the last ones of a section could not fill the gaps.
+    const index_t even = 4 * processors / std::max<index_t>(1, q_tiles * p.group());
+    index_t section = std::max<index_t>({fit, even, 1}) * p.group();
+#ifdef MASKRING_SECTION
+    if (MASKRING_SECTION > 0) section = MASKRING_SECTION;
+#endif
+    return {static_cast<int>(q_tiles), static_cast<int>(p.q_heads), static_cast<int>(p.batch),
+            static_cast<int>(std::min(section, rows)), longest};
   }
 
   __host__ __device__ int count() const { return q_tiles * heads * batches; }

@@ -23,98 +23,129 @@ class consumer {
 
 public:
   __device__ consumer(const Arguments& args, storage& smem, int group)
-      : args_{args},
-        smem_{smem},
-        group_{group},
-        lane_{static_cast<int>(threadIdx.x) % 32},
+      : args_{args}, smem_{smem}, group_{group}, lane_{static_cast<int>(threadIdx.x) % 32},
         row_{group * 64 + static_cast<int>(threadIdx.x) / 32 % 4 * 16 +
-             fragment_layout::first_row(lane_)},
-        q_{ptx::describe(smem.q + group * 64 * query_layout(P).row_bytes(),
-                         query_layout(P).swizzle(), query_layout(P).atom_bytes())} {}
+             fragment_layout::first_row(lane_)} {}
 
+  /// All items of the block, as one stream of tiles: an item's last product with V and its way to
+  /// memory overlap with the next item's first scores.
   __device__ void run() {
+    float s[score_count];
+    std::uint32_t p[P.tile.kv / 4];
+    float out[P.v_dim / 2] = {};
+    float factor[2] = {1, 1};
+    online_softmax rows;
+
+    work_item item = next_item();
+    if (!item.valid()) return;
     if (P.ping_pong && group_ == P.consumers() - 1) give_turn();
-    for (std::uint32_t work_round = 0;; ++work_round) {
-      smem_.work_slot.wait_full(work_round);
-      item_ = smem_.work;
-      release(smem_.work_slot);
-      if (!item_.valid()) break;
-      float out[P.v_dim / 2] = {};
-      online_softmax rows;
-      if (!item_.sees_nothing()) attend(out, rows);
-      store_rows(args_, item_, item_.q_tile * P.tile.q + row_, fragment_layout::first_column(lane_),
-                 out, rows);
+    wait_queries();
+    wait_keys();
+    multiply_keys(s);
+    ptx::wgmma_wait<0>(s);
+    for (;;) {
+      tile_note note = smem_.notes[k_cursor_.stage];
+      release_keys();
+      exponentiate(s, item, note, rows, factor);
+      pack(s, p);
+      if (!note.last()) wait_keys();
+      while (!note.last()) note = step(s, p, out, item, rows, factor);
+      release(smem_.q_slots[q_cursor_.stage]);
+      q_cursor_.advance();
+
+      const work_item next = next_item();
+      if (!next.valid()) break;
+      if constexpr (P.rescale_early) scale_rows<P.lazy>(out, factor);
+      await_turn();
+      wait_values();
+      multiply_values(p, out);
+      wait_queries();
+      wait_keys();
+      multiply_keys(s);
+      give_turn();
+      ptx::wgmma_wait<1>(out, p);
+      release_values();
+      store(item, out, rows);
+#pragma unroll
+      for (float& sum : out) sum = 0;
+      rows = {};
+      item = next;
+      ptx::wgmma_wait<0>(s);
     }
-    if (P.ping_pong && group_ == 0) await_turn(); // leaves no barrier half full
+    if constexpr (P.rescale_early) scale_rows<P.lazy>(out, factor);
+    wait_values();
+    multiply_values(p, out);
+    ptx::wgmma_wait<0>(out, p);
+    store(item, out, rows);
+    if (P.ping_pong && group_ == 0) await_turn();  // leaves no barrier half full
   }
 
 private:
-  /// Sums the item's tiles into `out`, not yet normalised.
-  __device__ void attend(float (&out)[P.v_dim / 2], online_softmax& rows) {
-    float s[score_count];
-    std::uint32_t p[P.tile.kv / 4];
-    float factor[2];
-
-    smem_.q_slot.wait_full(q_round_++);
-    wait_keys();
-    tile_note note = smem_.notes[k_cursor_.stage];
+  /// The next tile's scores and softmax, around this tile's product with V; the next keys are there.
+  __device__ tile_note step(float (&s)[score_count], std::uint32_t (&p)[P.tile.kv / 4],
+                            float (&out)[P.v_dim / 2], const work_item& item, online_softmax& rows,
+                            float (&factor)[2]) {
+    await_turn();
     multiply_keys(s);
-    ptx::wgmma_wait<0>(s);
-    release_keys();
-    exponentiate(s, rows, note, factor);
-    pack(s, p);
-    if (!note.last()) wait_keys();
-
-    while (!note.last()) {
-      await_turn();
-      multiply_keys(s);
-      if constexpr (P.rescale_early) scale_rows(out, factor);
-      wait_values();
-      multiply_values(p, out);
-      give_turn();
-      note = smem_.notes[k_cursor_.stage];
-      ptx::wgmma_wait<1>(s);
-      release_keys();
-      exponentiate(s, rows, note, factor);
-      // The assembler moves a wait for wgmma up through arithmetic, which would put the softmax
-      // behind the product that it is to overlap; it does not move it past this one.
-      ptx::pin(s);
-      if (!note.last()) wait_keys();
-      ptx::wgmma_wait<0>(out);
-      ptx::pin(p);
-      release_values();
-      pack(s, p);
-      if constexpr (!P.rescale_early) scale_rows(out, factor);
-    }
-    release(smem_.q_slot);
-
-    if constexpr (P.rescale_early) scale_rows(out, factor);
+    if constexpr (P.rescale_early) scale_rows<P.lazy>(out, factor);
     wait_values();
     multiply_values(p, out);
-    ptx::wgmma_wait<0>(out);
-    ptx::pin(p);
+    give_turn();
+    const tile_note note = smem_.notes[k_cursor_.stage];
+    ptx::wgmma_wait<1>(s);
+    release_keys();
+    exponentiate(s, item, note, rows, factor);
+    // The assembler moves a wait for wgmma up through arithmetic, which would put the softmax
+    // behind the product that it is to overlap. It does not move it past this other wait.
+    ptx::pin(s);
+    ptx::pin(rows.sum);
+    if (!note.last()) wait_keys();
+    ptx::wgmma_wait<0>(out, p);
     release_values();
+    pack(s, p);
+    if constexpr (!P.rescale_early) scale_rows<P.lazy>(out, factor);
+    return note;
   }
 
-  __device__ void exponentiate(float (&s)[score_count], online_softmax& rows, tile_note note,
-                               float (&factor)[2]) {
-    const score_origin at{item_.batch, item_.head, item_.q_tile * P.tile.q + row_,
+  __device__ void store(const work_item& item, float (&out)[P.v_dim / 2],
+                        const online_softmax& rows) {
+    store_rows(args_, item, item.q_tile * P.tile.q + row_, fragment_layout::first_column(lane_), out,
+               rows);
+  }
+
+  /// The block's next item that sees anything; writes the rows of those that see nothing.
+  __device__ work_item next_item() {
+    for (;;) {
+      smem_.work_slot.wait_full(work_round_++);
+      const work_item item = smem_.work;
+      release(smem_.work_slot);
+      if (!item.valid() || !item.sees_nothing()) return item;
+      store_unseen_rows(args_, item, item.q_tile * P.tile.q + row_,
+                        fragment_layout::first_column(lane_));
+    }
+  }
+
+  __device__ void exponentiate(float (&s)[score_count], const work_item& item, tile_note note,
+                               online_softmax& rows, float (&factor)[2]) {
+    const score_origin at{item.batch, item.head, item.q_tile * P.tile.q + row_,
                           note.tile() * P.tile.kv + fragment_layout::first_column(lane_)};
     if constexpr (Arguments::has_score) apply_score(s, args_.score, args_.scale, at, args_.q_len);
     if (note.partial()) apply_mask(s, args_.mask, at, args_.q_len, args_.kv_len);
-    rows.update(s, Arguments::has_score ? log2_e : args_.scale * log2_e, factor);
+    rows.template update<softmax_policy{P.polynomial, P.lazy}>(s, Arguments::has_score ? log2_e : args_.scale * log2_e, factor);
   }
 
   /// S = Q Kᵀ, asynchronously.
   __device__ void multiply_keys(float (&s)[score_count]) {
     constexpr operand_layout q = query_layout(P);
     constexpr operand_layout k = key_layout(P);
+    const std::uint64_t queries =
+        ptx::describe(smem_.q[q_cursor_.stage] + group_ * 64 * q.row_bytes(), q.swizzle(), q.atom_bytes());
     const std::uint64_t keys = ptx::describe(smem_.k[k_cursor_.stage], k.swizzle(), k.atom_bytes());
     ptx::pin(s);
     ptx::wgmma_fence();
 #pragma unroll
     for (int step = 0; step < P.qk_dim / 16; ++step) {
-      ptx::wgmma<P.tile.kv>::template shared<T, 0>(s, ptx::advance(q_, q.column_step(step)),
+      ptx::wgmma<P.tile.kv>::template shared<T, 0>(s, ptx::advance(queries, q.column_step(step)),
                                                    ptx::advance(keys, k.column_step(step)),
                                                    step != 0);
     }
@@ -152,6 +183,7 @@ private:
     }
   }
 
+  __device__ void wait_queries() { smem_.q_slots[q_cursor_.stage].wait_full(q_cursor_.round); }
   __device__ void wait_keys() { smem_.k_slots[k_cursor_.stage].wait_full(k_cursor_.round); }
   __device__ void wait_values() { smem_.v_slots[v_cursor_.stage].wait_full(v_cursor_.round); }
   __device__ void release(slot_barriers& slot) {
@@ -169,10 +201,9 @@ private:
   const Arguments& args_;
   storage& smem_;
   int group_, lane_, row_;
-  std::uint64_t q_;
-  work_item item_;
-  std::uint32_t q_round_ = 0;
+  std::uint32_t work_round_ = 0;
+  ring_cursor<P.query_stages> q_cursor_;
   ring_cursor<P.stages> k_cursor_, v_cursor_;
 };
 
-} // namespace maskring::cuda::detail::sm90
+}  // namespace maskring::cuda::detail::sm90

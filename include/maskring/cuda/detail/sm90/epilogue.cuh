@@ -39,11 +39,10 @@ __device__ inline void transpose_quad(std::uint32_t (&word)[4]) {
 struct row_shares {
   float own, carried, lse;
 
+  using state = softmax_state<float>;
+
   template <class Arguments>
-  __device__ row_shares(const Arguments& args, const work_item& item, int q, int r,
-                        const online_softmax& rows) {
-    using state = softmax_state<float>;
-    const state mine = rows.finish(r, Arguments::has_score ? 1.0f : args.scale);
+  __device__ row_shares(const Arguments& args, const work_item& item, int q, state mine) {
     const bool continues = args.previous.lse.data != nullptr && q < args.q_len;
     const state before =
         continues ? state::from_lse(args.previous.lse(item.batch, item.head, q)) : state{};
@@ -65,7 +64,7 @@ __device__ void store_rows(const Arguments& args, const work_item& item, int q, 
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = q + 8 * r;
-    const row_shares shares{args, item, row, r, rows};
+    const row_shares shares{args, item, row, rows.finish(r, Arguments::has_score ? 1.0f : args.scale)};
     const bool stored = row < args.q_len;
     if (stored && column == 0 && args.lse.data != nullptr) {
       args.lse(item.batch, item.head, row) = shares.lse;
@@ -107,6 +106,26 @@ __device__ void store_rows(const Arguments& args, const work_item& item, int q, 
           *reinterpret_cast<uint4*>(destination + first) =
               make_uint4(word[0], word[1], word[2], word[3]);
         }
+      }
+    }
+  }
+}
+
+/// The same for rows that see nothing: the carried output if there is one, otherwise 0.
+template <class Arguments>
+__device__ void store_unseen_rows(const Arguments& args, const work_item& item, int q, int column) {
+  using element = typename Arguments::output_type;
+  for (int r = 0; r < 2; ++r) {
+    const int row = q + 8 * r;
+    if (row >= args.q_len) continue;
+    const row_shares shares{args, item, row, softmax_state<float>{}};
+    if (column == 0 && args.lse.data != nullptr) args.lse(item.batch, item.head, row) = shares.lse;
+    for (int c = column; c < args.out.extents[3]; c += 8) {
+      for (int i = c; i < c + 2; ++i) {
+        const float value = shares.carried == 0 ? 0.0f
+                                                : shares.carried * args.previous.out(
+                                                      item.batch, item.head, row, i);
+        args.out(item.batch, item.head, row, i) = static_cast<element>(value);
       }
     }
   }

@@ -59,12 +59,12 @@ template <class Mask>
 constexpr forward_policy preferred_policy(int qk_dim, int v_dim) {
   constexpr bool full = std::is_same_v<Mask, mask::full>;
   const int dim = qk_dim > v_dim ? qk_dim : v_dim;
-  if (dim <= 64) return {64, 64, {192, 128}};
-  if (dim <= 96) return {96, 96, {128, 192}};
-  if (dim <= 128) return {128, 128, {128, full ? 176 : 128}};
-  if (dim <= 192 && v_dim <= 128) return {192, 128, {128, 128}, 2, false, true};
-  if (dim <= 192) return {192, 192, {128, 112}, 2, false, true};
-  if (dim <= 256) return {256, 256, {128, 80}, 2, false, true};
+  if (dim <= 64) return {64, 64, {192, 128}, 2, 2};
+  if (dim <= 96) return {96, 96, {128, 192}, 2, 2};
+  if (dim <= 128) return {128, 128, {128, full ? 176 : 128}, 2, full ? 1 : 2};
+  if (dim <= 192 && v_dim <= 128) return {192, 128, {128, 128}, 2, 1, false, true};
+  if (dim <= 192) return {192, 192, {128, 112}, 2, 1, false, true};
+  if (dim <= 256) return {256, 256, {128, 80}, 2, 1, false, true};
   return {0, 0};
 }
 
@@ -123,7 +123,8 @@ void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
                  ptx::make_tensor_map(in.v, P.tile.kv, columns(value_layout(P))), out.out, out.lse,
                  in.previous, in.sink, map,
                  // Two thirds of the L2 for keys and values; the rest sees queries and output pass.
-                 work_order::make(p, P.tile, l2_bytes * index_t{2} / 3, longest), next_work, mask,
+                 work_order::make(p, P.tile, processors, l2_bytes * index_t{2} / 3, longest),
+                 next_work, mask,
                  score, p.scale, static_cast<int>(p.q_len), static_cast<int>(p.kv_len),
                  static_cast<int>(p.group())};
   const int blocks = std::min(processors, args.order.count());

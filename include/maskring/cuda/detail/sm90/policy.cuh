@@ -12,9 +12,12 @@ struct forward_policy {
   int qk_dim = 128;      ///< head dimension of queries and keys; smaller ones are filled with 0
   int v_dim = 128;       ///< of values
   tile_shape tile{};     ///< of the block map, and of the kernel
-  int stages = 2;        ///< tiles of keys, and of values, in flight
-  bool ping_pong = true; ///< consumers take turns: one multiplies while another exponentiates
-  bool rescale_early = false; ///< rescale the output before, not after, the next product with V
+  int stages = 2;              ///< tiles of keys, and of values, in flight
+  int query_stages = 1;        ///< query tiles: with 2 the next item's queries arrive early
+  bool ping_pong = true;       ///< consumers take turns: one multiplies while another exponentiates
+  bool rescale_early = false;  ///< rescale the output before, not after, the next product with V
+  int polynomial = 0;          ///< of 16 exponentials, how many the FMA units compute
+  bool lazy = true;            ///< leave the reference maximum while scores stay near it
 
   constexpr int consumers() const { return tile.q / 64; }
   constexpr int threads() const { return 128 * (consumers() + 1); }
@@ -30,7 +33,7 @@ struct forward_policy {
   constexpr bool valid() const {
     return qk_dim % 32 == 0 && v_dim % 32 == 0 && qk_dim <= 256 && v_dim <= 256 &&
            tile.q % 64 == 0 && consumers() >= 1 && consumers() <= 3 && tile.kv % 16 == 0 &&
-           tile.kv <= 256 && stages >= 2;
+           tile.kv <= 256 && stages >= 2 && query_stages >= 1 && (consumers() > 1 || !ping_pong);
   }
 };
 

@@ -85,7 +85,7 @@ template <class Arguments>
 __device__ void produce(const Arguments& args, forward_storage<Arguments::policy>& smem) {
   constexpr forward_policy P = Arguments::policy;
   ring_cursor<P.stages> k_cursor, v_cursor;
-  std::uint32_t q_round = 0;
+  ring_cursor<P.query_stages> q_cursor;
   for (std::uint32_t work_round = 0;; ++work_round) {
     smem.work_slot.wait_full(work_round);
     const work_item item = smem.work;
@@ -114,10 +114,12 @@ __device__ void produce(const Arguments& args, forward_storage<Arguments::policy
 
     tile_walk walk{args, item, P.tile.kv};
     load_k(walk.tile(), walk.last(), walk.partial());
-    smem.q_slot.wait_empty(q_round++);
-    ptx::arrive_expecting(smem.q_slot.full, query_layout(P).bytes());
-    load_tile<query_layout(P)>(smem.q, args.q, smem.q_slot.full, item.q_tile * P.tile.q, item.head,
-                               item.batch);
+    slot_barriers& q_slot = smem.q_slots[q_cursor.stage];
+    q_slot.wait_empty(q_cursor.round);
+    ptx::arrive_expecting(q_slot.full, query_layout(P).bytes());
+    load_tile<query_layout(P)>(smem.q[q_cursor.stage], args.q, q_slot.full, item.q_tile * P.tile.q,
+                               item.head, item.batch);
+    q_cursor.advance();
     int tile = walk.tile();
     while (!walk.last()) {
       walk.advance();

@@ -64,10 +64,11 @@ struct ring_cursor {
 
 template <forward_policy P>
 struct forward_storage {
-  alignas(1024) std::byte q[query_layout(P).bytes()];
+  alignas(1024) std::byte q[P.query_stages][query_layout(P).bytes()];
   alignas(1024) std::byte k[P.stages][key_layout(P).bytes()];
   alignas(1024) std::byte v[P.stages][value_layout(P).bytes()];
-  slot_barriers q_slot, work_slot;
+  slot_barriers work_slot;
+  slot_barriers q_slots[P.query_stages];
   slot_barriers k_slots[P.stages], v_slots[P.stages];
   tile_note notes[P.stages]; ///< travel with the key tiles
   work_item work;
@@ -75,8 +76,8 @@ struct forward_storage {
   /// By one thread, before the block's first barrier. Consumers arrive once a warp.
   __device__ void init() {
     constexpr int consumer_warps = 4 * P.consumers();
-    q_slot.init(1, consumer_warps);
     work_slot.init(1, consumer_warps + 1);
+    for (int s = 0; s < P.query_stages; ++s) q_slots[s].init(1, consumer_warps);
     for (int s = 0; s < P.stages; ++s) {
       k_slots[s].init(1, consumer_warps);
       v_slots[s].init(1, consumer_warps);
