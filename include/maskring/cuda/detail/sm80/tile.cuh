@@ -110,14 +110,13 @@ __device__ inline void fill_tile(std::uint32_t shared, const row_source& source,
 template <class Layout, bool Pairs>
 class block_reader {
 public:
-  /// Blocks are counted from row `row` and chunk `chunk` (multiples of 8 and 2).
-  __device__ block_reader(std::uint32_t shared, int row = 0, int chunk = 0) {
+  /// Blocks are counted from row `row` (a multiple of 8) and chunk `chunk`, whose number must have no
+  /// bit in common with those of the chunks read relative to it.
+  __device__ explicit block_reader(std::uint32_t shared, int row = 0, int chunk = 0) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const int lane_row = Pairs ? lane % 8 + lane / 16 * 8 : lane % 16;
     const int lane_chunk = Pairs ? lane / 8 % 2 : lane / 16;
-    at_ = shared + Layout::offset(row + lane_row, lane_chunk) +
-          0 * chunk;  // chunk is applied in address(): it takes part in the permutation
-    chunk_ = chunk;
+    at_ = shared + Layout::offset(row + lane_row, chunk + lane_chunk);
   }
 
   /// The block that begins at row 16·i and chunk 2·c.
@@ -128,15 +127,17 @@ public:
     ptx::load_matrices_transposed(word, address(i, c));
   }
 
+  /// Goes to a tile that lies `bytes` further on.
+  __device__ void move(int bytes) { at_ += bytes; }
+
 private:
   __device__ std::uint32_t address(int i, int c) const {
     constexpr std::uint32_t permuted = Layout::spread * 16 - 1;
-    const std::uint32_t column = (2 * c + chunk_) * 16;
+    const std::uint32_t column = 32 * c;
     return (at_ ^ (column & permuted)) + (column & ~permuted) + i * 16 * Layout::row_bytes;
   }
 
   std::uint32_t at_;
-  int chunk_;
 };
 
 }  // namespace maskring::cuda::detail::sm80

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// The shapes of the portable backward kernel, and what it is told.
+#pragma once
+
+#include <maskring/block/map.hpp>
+#include <maskring/core/view.hpp>
+#include <maskring/cuda/detail/store.cuh>
+#include <maskring/score/concepts.hpp>
+
+#include <type_traits>
+
+namespace maskring::cuda::detail::sm80 {
+
+/// A shape of the backward kernel. Each product is dealt out to the warps as a grid.
+struct backward_policy {
+  int qk_dim = 128;  ///< head dimensions; smaller ones are filled with 0
+  int v_dim = 128;
+  tile_shape tile{64, 128};
+  int warps = 8;
+  int s_warps = 2;  ///< along the queries, of scores: the others lie along the keys
+  int k_warps = 4;  ///< along the keys, of dk and dv
+  int q_warps = 2;  ///< along the queries, of dq
+  int stages = 2;   ///< tiles of queries and their output gradients held: 2, or 1
+
+  constexpr int threads() const { return 32 * warps; }
+
+  // Shared memory, in bytes from its beginning.
+  constexpr int k_at() const { return 0; }
+  constexpr int v_at() const { return 2 * tile.kv * qk_dim; }
+  constexpr int q_at(int stage) const {
+    return 2 * (tile.kv * (qk_dim + v_dim) + stage * tile.q * qk_dim);
+  }
+  constexpr int o_at(int stage) const { return q_at(stages) + 2 * stage * tile.q * v_dim; }
+  constexpr int p_at() const { return o_at(stages); }
+  constexpr int ds_at() const { return p_at() + 2 * tile.q * tile.kv; }
+  constexpr int bytes() const { return ds_at() + 2 * tile.q * tile.kv; }
+};
+
+/// Everything one launch computes; see forward_arguments for why the policy is part of the type.
+template <backward_policy P, bool Ordered, class T, class Mask, class Score>
+struct backward_arguments {
+  static constexpr backward_policy policy = P;
+  static constexpr bool ordered = Ordered;  ///< dq is added up in one order: the same bits each time
+  static constexpr bool has_score = !std::is_same_v<Score, maskring::score::none>;
+  using input_type = T;
+
+  view<const T, 4> q, k, v, dout;
+  row_store dk, dv;
+  block_map_view map;  ///< offsets null: every pair is visible
+  Mask mask;
+  Score score;
+  float scale;
+  const float* lse2;   ///< [batch, head, q_tiles · tile.q], in powers of two; inf where nothing counts
+  const float* delta;  ///< the same shape: Σ dout · out − dlse
+  float* dq_sums;      ///< [batch, head, q_tiles][tile.q · qk_dim], a tile as the threads hold it
+  int* dq_done;        ///< [batch, head, q_tiles], see dq_turn
+  int* next_unit;
+  int heads, kv_heads, group, q_len, kv_len;
+  int q_tiles, kv_tiles;  ///< of the kernel
+  int q_tiles_per_map_tile, kv_tiles_per_map_tile;
+  bool q_vectors, k_vectors, v_vectors, dout_vectors;
+};
+
+}  // namespace maskring::cuda::detail::sm80
