@@ -6,11 +6,28 @@
 
 #include <concepts>
 #include <cstdint>
-#include <numeric>
 
 namespace maskring {
 
 using index_t = std::int64_t;
+
+namespace detail {
+
+/// The greatest common divisor; of 0 and x it is |x|. Not std::gcd: nvcc 13.0 drops the compiler
+/// built-ins within it from device code without a word, and it returns 0 there.
+constexpr index_t gcd(index_t a, index_t b) {
+  a = a < 0 ? -a : a;
+  b = b < 0 ? -b : b;
+  if (a == 1 || b == 1) return 1; // nearly always
+  while (b != 0) {
+    const index_t rest = a % b;
+    a = b;
+    b = rest;
+  }
+  return a;
+}
+
+} // namespace detail
 
 /// A set of indices {lo, lo + step, …, hi}: a closed interval, or every step-th member of one.
 ///
@@ -43,7 +60,7 @@ struct range {
   }
 
   friend constexpr range operator+(range a, range b) {
-    return {a.lo + b.lo, a.hi + b.hi, std::gcd(a.step, b.step), joint(a, b)};
+    return {a.lo + b.lo, a.hi + b.hi, detail::gcd(a.step, b.step), joint(a, b)};
   }
   friend constexpr range operator-(range a) { return {-a.hi, -a.lo, a.step, a.depends}; }
   friend constexpr range operator+(range a) { return a; }
@@ -56,7 +73,7 @@ struct range {
       low = c < low ? c : low;
       high = c > high ? c : high;
     }
-    const index_t stride = std::gcd(std::gcd(a.lo * b.step, b.lo * a.step), a.step * b.step);
+    const index_t stride = detail::gcd(detail::gcd(a.lo * b.step, b.lo * a.step), a.step * b.step);
     return {low, high, stride, joint(a, b)};
   }
 
@@ -84,7 +101,7 @@ struct range {
   friend constexpr kleene operator<=(range a, range b) { return !(b < a); }
   friend constexpr kleene operator>=(range a, range b) { return !(a < b); }
   friend constexpr kleene operator==(range a, range b) {
-    const index_t common = std::gcd(a.step, b.step);
+    const index_t common = detail::gcd(a.step, b.step);
     const bool apart = a.hi < b.lo || b.hi < a.lo || (common > 1 && (a.lo - b.lo) % common != 0);
     return {apart                          ? verdict::none
             : a.is_point() && b.is_point() ? verdict::all
@@ -101,7 +118,7 @@ struct range {
     const index_t n = b.lo;
     const range quotient = floor_div(a, b);
     if (quotient.is_point()) return a - quotient * b;
-    const index_t stride = std::gcd(a.step, n); // of the residues that occur when the range wraps
+    const index_t stride = detail::gcd(a.step, n); // of the residues, where the range wraps
     const index_t first = a.lo - floor_div(range{a.lo}, range{stride}).lo * stride;
     return {first, n - stride + first, stride, joint(a, b)};
   }
@@ -109,7 +126,7 @@ struct range {
   friend constexpr range abs(range a) {
     if (a.lo >= 0) return a;
     if (a.hi <= 0) return -a;
-    const index_t stride = std::gcd(a.step, 2 * a.lo); // |x| is x or -x, which differ by 2x
+    const index_t stride = detail::gcd(a.step, 2 * a.lo); // |x| is x or -x, which differ by 2x
     const index_t first = a.lo - floor_div(range{a.lo}, range{stride}).lo * stride;
     return {first, -a.lo > a.hi ? -a.lo : a.hi, stride, a.depends};
   }
@@ -128,7 +145,7 @@ private:
     return static_cast<std::uint8_t>(a.depends | b.depends);
   }
   static constexpr index_t mixed_step(range a, range b) {
-    return std::gcd(std::gcd(a.step, b.step), a.lo - b.lo);
+    return detail::gcd(detail::gcd(a.step, b.step), a.lo - b.lo);
   }
 
   static constexpr index_t quotient(index_t x, index_t y, bool floor) {

@@ -42,8 +42,9 @@ public:
     const bool one_segment = floor_div(min(q.lo, kv.lo), n) == floor_div(max(q.hi, kv.hi), n);
     if (one_segment) return ask_segment(first);
     // Several segments: pairs across them are dropped, so the rest can only make it `some`.
-    const index_t steps = std::lcm(max(q.step, index_t{1}), max(kv.step, index_t{1}));
-    const index_t period = steps / std::gcd(steps, n);
+    const index_t q_step = max(q.step, index_t{1}), kv_step = max(kv.step, index_t{1});
+    const index_t steps = q_step / maskring::detail::gcd(q_step, kv_step) * kv_step;
+    const index_t period = steps / maskring::detail::gcd(steps, n);
     kleene seen{verdict::none, depends};
     for (index_t segment = first; segment <= last; ++segment) {
       if (segment - first > period + 1) segment = last;

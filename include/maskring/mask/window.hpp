@@ -6,7 +6,6 @@
 #include <maskring/mask/detail/pieces.hpp>
 #include <maskring/mask/table.hpp>
 
-#include <numeric>
 
 namespace maskring::mask {
 
@@ -59,7 +58,7 @@ public:
     if (detail::is_empty(near)) return {verdict::none, depends};
     // The residues of a progression repeat after dilation / gcd members, and if the first is a
     // multiple of the gcd, one of these is a multiple of the dilation.
-    const index_t common = std::gcd(index_t{dilation_}, near.step);  // of one member: the dilation
+    const index_t common = maskring::detail::gcd(index_t{dilation_}, near.step);  // of one member: the dilation
     if (near.lo % common != 0) return {verdict::none, depends};
     const index_t period = dilation_ / common;
     bool kept = period == 1 || (near.hi - near.lo) / near.step + 1 >= period;
