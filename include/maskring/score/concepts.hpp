@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a score modifier is, and the one that changes nothing.
+// What a score modifier is, which of them learn, and the one that changes nothing.
 #pragma once
 
 #include <maskring/core/dual.hpp>
@@ -17,6 +17,18 @@ concept score_mod = std::is_trivially_copyable_v<S> && requires(const S score, f
   { score(dual<float>{s, 1.0f}, i, i, i, i) } -> std::convertible_to<dual<float>>;
 };
 
+/// A score modifier with parameters that learn. The backward pass calls, once for each kept pair and
+/// from many threads at once,
+/// `score.add_gradient(dscore, s, batch, head, query, key)`
+/// with the gradient of the loss by the new score, and the score s that the modifier was given. The
+/// modifier adds dscore · ∂(new score)/∂(parameter) to memory that it points to, or does nothing if
+/// it points to none. Under context parallelism every rank adds the part of its own pairs, so the
+/// gradient is the sum over the ranks.
+template <class S>
+concept learnable_score = score_mod<S> && requires(const S score, float x, int i) {
+  score.add_gradient(x, x, i, i, i, i);
+};
+
 namespace score {
 
 /// The score as it is. Kernels leave the modifier out altogether for this one.
@@ -25,5 +37,20 @@ struct none {
   friend constexpr bool operator==(none, none) = default;
 };
 
-} // namespace score
-} // namespace maskring
+namespace detail {
+
+/// The plain number behind a score: float for float and dual<float>.
+template <class Score>
+struct real_of {
+  using type = Score;
+};
+template <class T>
+struct real_of<dual<T>> {
+  using type = T;
+};
+template <class Score>
+using real = typename real_of<Score>::type;
+
+}  // namespace detail
+}  // namespace score
+}  // namespace maskring

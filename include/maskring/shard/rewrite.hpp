@@ -52,6 +52,14 @@ struct rewritten_score {
     return score(s, batch, head, q_map(q), kv_map(kv));
   }
 
+  /// What learns sees global indices too; the ranks' gradients add up to the whole.
+  template <class T>
+  constexpr void add_gradient(T dscore, T s, int batch, int head, int q, int kv) const
+    requires learnable_score<Score>
+  {
+    score.add_gradient(dscore, s, batch, head, q_map(q), kv_map(kv));
+  }
+
   friend constexpr bool operator==(const rewritten_score&, const rewritten_score&) = default;
 };
 

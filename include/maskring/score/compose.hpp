@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// Score modifiers one after the other.
+#pragma once
+
+#include <maskring/score/concepts.hpp>
+
+namespace maskring::score {
+
+/// second(first(s)). Also written `first >> second`. Learns if one of the two does.
+template <score_mod First, score_mod Second>
+struct then {
+  First first;
+  Second second;
+
+  constexpr auto operator()(auto s, int b, int h, int q, int kv) const {
+    return second(first(s, b, h, q, kv), b, h, q, kv);
+  }
+
+  template <class T>
+  constexpr void add_gradient(T dscore, T s, int b, int h, int q, int kv) const
+    requires(learnable_score<First> || learnable_score<Second>)
+  {
+    const T between = first(s, b, h, q, kv);
+    if constexpr (learnable_score<Second>) second.add_gradient(dscore, between, b, h, q, kv);
+    if constexpr (learnable_score<First>) {
+      const dual<T> outer = second(dual<T>{between, T{1}}, b, h, q, kv);
+      first.add_gradient(dscore * outer.derivative, s, b, h, q, kv);
+    }
+  }
+
+  friend constexpr bool operator==(const then&, const then&) = default;
+};
+
+template <score_mod First, score_mod Second>
+constexpr then<First, Second> operator>>(First first, Second second) {
+  return {first, second};
+}
+
+}  // namespace maskring::score

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// Score modifiers of the distance between query and key.
+#pragma once
+
+#include <maskring/core/range.hpp>
+#include <maskring/score/concepts.hpp>
+#include <maskring/score/table.hpp>
+
+namespace maskring::score {
+
+/// s + (q − kv).
+struct relative {
+  template <class Score>
+  constexpr Score operator()(Score s, int, int, int q, int kv) const {
+    return s + static_cast<detail::real<Score>>(q - kv);
+  }
+  friend constexpr bool operator==(relative, relative) = default;
+};
+
+/// s + (kv − q) · 2^(−8 (h + 1) / heads): a penalty for distance that differs from head to head
+/// (O. Press et al., ALiBi, 2021).
+class alibi {
+public:
+  /// @throws std::invalid_argument if heads < 1.
+  constexpr explicit alibi(int heads) : heads_{heads} {
+    maskring::detail::require(heads >= 1, "alibi: heads is ", heads, ", expected 1 or more");
+  }
+  template <class Score>
+  constexpr Score operator()(Score s, int, int h, int q, int kv) const {
+    using real = detail::real<Score>;
+    const real slope = std::exp2(real{-8} * static_cast<real>(h + 1) / static_cast<real>(heads_));
+    return s + static_cast<real>(kv - q) * slope;
+  }
+  friend constexpr bool operator==(alibi, alibi) = default;
+
+private:
+  int heads_;
+};
+
+/// s + (kv − q) · slope[h], for slopes that were chosen otherwise.
+class alibi_slopes {
+public:
+  constexpr explicit alibi_slopes(const number_view& slopes) : slopes_{slopes} {}
+
+  /// The table of the slopes. @throws std::invalid_argument if one is not finite or heads are missing.
+  static number_table table(std::span<const float> slopes, index_t heads) {
+    return {"alibi_slopes", slopes, heads};
+  }
+  template <class Score>
+  constexpr Score operator()(Score s, int, int h, int q, int kv) const {
+    using real = detail::real<Score>;
+    return s + static_cast<real>(kv - q) * static_cast<real>(slopes_.values[h]);
+  }
+  friend constexpr bool operator==(const alibi_slopes&, const alibi_slopes&) = default;
+
+private:
+  number_view slopes_;
+};
+
+/// s + [Σ_{i < dim/2} cos(|q − kv| · 10000^(−2i/dim))] · heads / (8 (h + 1)): the inner product of
+/// sinusoidal position codes as a bias (T.-C. Chi et al., Sandwich, 2023). The sums are a table.
+class sandwich {
+public:
+  /// @throws std::invalid_argument if heads < 1.
+  constexpr sandwich(const number_view& sums, int heads) : sums_{sums}, heads_{heads} {
+    maskring::detail::require(heads >= 1, "sandwich: heads is ", heads, ", expected 1 or more");
+  }
+
+  /// The sums for all distances of a sequence.
+  /// @throws std::invalid_argument if dim < 2 or odd, or the sequence is empty.
+  static number_table table(int dim, index_t sequence) {
+    maskring::detail::require(dim >= 2 && dim % 2 == 0, "sandwich: dim is ", dim,
+                              ", expected an even number of 2 or more");
+    maskring::detail::require(sequence >= 1, "sandwich: sequence is ", sequence,
+                              ", expected 1 or more");
+    std::vector<double> frequencies;
+    for (int i = 0; i < dim / 2; ++i) frequencies.push_back(std::pow(10000.0, -2.0 * i / dim));
+    std::vector<float> sums;
+    for (index_t distance = 0; distance < sequence; ++distance) {
+      double sum = 0;
+      for (double f : frequencies) sum += std::cos(static_cast<double>(distance) * f);
+      sums.push_back(static_cast<float>(sum));
+    }
+    return {"sandwich", sums, sequence};
+  }
+
+  template <class Score>
+  constexpr Score operator()(Score s, int, int h, int q, int kv) const {
+    using real = detail::real<Score>;
+    const int distance = min(q < kv ? kv - q : q - kv, sums_.size - 1);
+    return s + static_cast<real>(sums_.values[distance]) *
+                   (static_cast<real>(heads_) / static_cast<real>(8 * (h + 1)));
+  }
+  friend constexpr bool operator==(const sandwich&, const sandwich&) = default;
+
+private:
+  number_view sums_;
+  int heads_;
+};
+
+}  // namespace maskring::score
