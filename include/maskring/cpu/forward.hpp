@@ -111,28 +111,44 @@ private:
     }
     const float_rows out = broadcast_rows(previous.out, b, h, q, count, nullptr);
     dispatch(level_, transpose_kernel{out, count, problem_.v_dim, 1.0f, state.out});
+    float weight[query_block] = {};
     for (int l = 0; l < count; ++l) {
-      const auto row = softmax_state<float>::from_lse(previous.lse(b, h, q + l));
-      state.maximum[l] = row.maximum * log2_e;
-      state.sum[l] = row.sum;
+      const float lse = previous.lse(b, h, q + l);
+      state.maximum[l] = -infinity;
+      state.sum[l] = 0;
+      if (lse == -infinity) continue;
+      // What the maximum loses by rounding goes to the sum, so that carrying a state many times
+      // does not add up.
+      const double base_2 = static_cast<double>(lse) * log2_e_double;
+      state.maximum[l] = static_cast<float>(base_2);
+      weight[l] = static_cast<float>(std::exp2(base_2 - static_cast<double>(state.maximum[l])));
+      state.sum[l] = weight[l];
+    }
+    for (index_t d = 0; d < problem_.v_dim; ++d) {
+      for (int l = 0; l < query_block; ++l) state.out[d * query_block + l] *= weight[l];
     }
   }
 
   void finish(const detail::running_rows& state, index_t b, index_t h, index_t q, int count) const {
     using namespace detail;
     for (int l = 0; l < count; ++l) {
-      const softmax_state<float> seen{state.maximum[l] * ln_2, state.sum[l]};
-      const auto whole = in_.sink ? merge(seen, softmax_state<float>::from_lse(in_.sink(h))) : seen;
+      // In double precision: once a row, and a rounding of lse is one of all weights in backward.
+      const softmax_state<double> seen{static_cast<double>(state.maximum[l]) / log2_e_double,
+                                       static_cast<double>(state.sum[l])};
+      const auto whole =
+          in_.sink ? merge(seen, softmax_state<double>::from_lse(static_cast<double>(in_.sink(h))))
+                   : seen;
       O* out = &out_.out(b, h, q + l, 0);
       if (seen.empty()) {
         std::fill_n(out, problem_.v_dim, O(0.0f));
       } else {
-        const float factor = rescale_factor(seen.maximum, whole.maximum) / whole.sum;
+        const auto factor =
+            static_cast<float>(rescale_factor(seen.maximum, whole.maximum) / whole.sum);
         for (index_t d = 0; d < problem_.v_dim; ++d) {
           out[d] = static_cast<O>(state.out[d * query_block + l] * factor);
         }
       }
-      if (out_.lse) out_.lse(b, h, q + l) = whole.lse();
+      if (out_.lse) out_.lse(b, h, q + l) = static_cast<float>(whole.lse());
     }
   }
 

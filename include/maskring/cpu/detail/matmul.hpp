@@ -39,13 +39,7 @@ MASKRING_INLINE void product_block(const product& p, int row, int column) {
   MASKRING_UNROLL
   for (int i = 0; i < Rows; ++i) {
     MASKRING_UNROLL
-    for (int v = 0; v < Vectors; ++v) {
-      if constexpr (Add) {
-        simd::load(sum[i][v], c + i * p.c_stride + v * Isa::lanes);
-      } else {
-        sum[i][v] = reg{};
-      }
-    }
+    for (int v = 0; v < Vectors; ++v) sum[i][v] = reg{};
   }
   for (int k = 0; k < p.depth; ++k) {
     reg right[Vectors];
@@ -63,7 +57,15 @@ MASKRING_INLINE void product_block(const product& p, int row, int column) {
   MASKRING_UNROLL
   for (int i = 0; i < Rows; ++i) {
     MASKRING_UNROLL
-    for (int v = 0; v < Vectors; ++v) simd::store(sum[i][v], c + i * p.c_stride + v * Isa::lanes);
+    for (int v = 0; v < Vectors; ++v) {
+      float* to = c + i * p.c_stride + v * Isa::lanes;
+      if constexpr (Add) {  // last, so that a large sum rounds once a block instead of once a term
+        reg before;
+        simd::load(before, to);
+        sum[i][v] += before;
+      }
+      simd::store(sum[i][v], to);
+    }
   }
 }
 

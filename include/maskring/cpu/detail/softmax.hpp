@@ -8,8 +8,8 @@
 
 namespace maskring::cpu::detail {
 
-inline constexpr float log2_e = 1.44269504088896340736f;
-inline constexpr float ln_2 = 0.69314718055994530942f;
+inline constexpr double log2_e_double = 1.44269504088896340736;
+inline constexpr auto log2_e = static_cast<float>(log2_e_double);
 inline constexpr float infinity = std::numeric_limits<float>::infinity();
 
 /// The online softmax of one block of queries: per lane the maximum score so far (base 2) and the
@@ -42,7 +42,7 @@ struct softmax_kernel {
   MASKRING_INLINE void columns(int lane) const {
     using simd = detail::simd<Isa>;
     using reg = typename Isa::reg;
-    reg maximum[Vectors], shift[Vectors], factor[Vectors], sum[Vectors];
+    reg maximum[Vectors], shift[Vectors], factor[Vectors], before[Vectors], sum[Vectors];
     reg zero{}, empty;
     simd::fill(empty, -infinity);
     MASKRING_UNROLL
@@ -64,8 +64,9 @@ struct softmax_kernel {
       simd::load(factor[v], state.maximum + at);
       factor[v] -= shift[v];
       simd::exp2(factor[v]);
-      simd::load(sum[v], state.sum + at);
-      sum[v] *= factor[v];
+      simd::load(before[v], state.sum + at);
+      before[v] *= factor[v];
+      sum[v] = zero;
       simd::store(maximum[v], state.maximum + at);
       for (int i = 0; i < Isa::lanes; ++i) rescale |= factor[v][i] != 1.0f;
     }
@@ -82,7 +83,10 @@ struct softmax_kernel {
       }
     }
     MASKRING_UNROLL
-    for (int v = 0; v < Vectors; ++v) simd::store(sum[v], state.sum + lane + v * Isa::lanes);
+    for (int v = 0; v < Vectors; ++v) {
+      sum[v] += before[v];  // last, so that a large sum rounds once a block instead of once a key
+      simd::store(sum[v], state.sum + lane + v * Isa::lanes);
+    }
     if (!rescale) return;
     for (index_t d = 0; d < state.v_dim; ++d) {
       MASKRING_UNROLL
