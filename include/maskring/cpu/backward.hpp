@@ -4,6 +4,7 @@
 
 #include <maskring/core/problem.hpp>
 #include <maskring/cpu/detail/gradients.hpp>
+#include <maskring/cpu/detail/learn.hpp>
 #include <maskring/cpu/detail/matmul.hpp>
 #include <maskring/cpu/detail/parallel.hpp>
 #include <maskring/cpu/detail/turns.hpp>
@@ -14,6 +15,8 @@ namespace maskring::cpu {
 /// The gradients of q, k, v (and sink logits). The weights p = exp(s − lse) are computed again from
 /// the saved log-sum-exp; with delta = Σ dout·out − dlse,
 ///   dv = pᵀ·dout,  ds = p∘(dout·vᵀ − delta)·score′·scale,  dq = ds·k,  dk = dsᵀ·q.
+///
+/// A score modifier that learns is handed p∘(dout·vᵀ − delta), the gradient of its results.
 ///
 /// A worker owns a span of keys: their dk and dv stay with it while it passes the queries, and it
 /// adds to dq when its turn comes, in ascending order of keys. So each product is computed once,
@@ -77,9 +80,10 @@ private:
           douts_t{detail::query_block * p.v_dim},
           scores{detail::query_block * detail::key_block},
           slopes{detail::query_block * detail::key_block},
-          derivatives{detail::query_block * detail::key_block} {}
+          derivatives{detail::query_block * detail::key_block},
+          given{learnable_score<Score> ? detail::query_block * detail::key_block : 0} {}
     detail::scratch keys, values, dk, dv, queries, douts, queries_t, douts_t;
-    detail::scratch scores, slopes, derivatives;
+    detail::scratch scores, slopes, derivatives, given;
   };
 
   struct span {
@@ -155,7 +159,13 @@ private:
                                                  scores, query_block, keys, lanes, qk_dim});
             multiply<left::rows, false>(level_, {v, s.v.stride, work.douts_t.data(), query_block,
                                                  slopes, query_block, keys, lanes, v_dim});
+            if constexpr (learnable_score<Score>) {
+              std::copy_n(scores, keys * query_block, work.given.data());
+            }
             finish_scores(level_, scores, derivatives, mask_, kept == verdict::some, score_, at);
+            if constexpr (learnable_score<Score>) {
+              add_score_gradients(score_, {work.given.data(), scores, slopes, lse, delta}, at);
+            }
             dispatch(level_, softmax_gradient_kernel{scores, slopes, derivatives, lse, delta,
                                                      problem_.scale, keys, lanes});
             const int qk_width = static_cast<int>(padded(qk_dim)),
