@@ -6,7 +6,6 @@
 #include <maskring/block/cache.hpp>
 #include <maskring/block/text.hpp>
 #include <maskring/comm/threads.hpp>
-#include <maskring/comm/threads.hpp>
 #include <maskring/core/dual.hpp>
 #include <maskring/core/float16.hpp>
 #include <maskring/core/problem.hpp>
@@ -31,6 +30,11 @@
 #include <maskring/mask/tree.hpp>
 #include <maskring/mask/video_heads.hpp>
 #include <maskring/mask/window.hpp>
+#include <maskring/score/bias.hpp>
+#include <maskring/score/compose.hpp>
 #include <maskring/score/concepts.hpp>
+#include <maskring/score/position.hpp>
+#include <maskring/score/rotary_part.hpp>
+#include <maskring/score/softcap.hpp>
 #include <maskring/shard/layout.hpp>
 #include <maskring/shard/rewrite.hpp>
