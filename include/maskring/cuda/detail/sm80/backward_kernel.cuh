@@ -78,7 +78,7 @@ public:
           step<false>(tile, walk);
         }
       }
-      if constexpr (Arguments::ordered) {
+      if (args_.ordered) {
         __syncthreads();
         finish_turn();
       }
@@ -110,14 +110,12 @@ private:
         delta[m][r] = args_.delta[row];
       }
     }
-    [[maybe_unused]] dq_turn turn;
-    if constexpr (Arguments::ordered) {
-      if (warp() == 0) turn.begin(args_.map, batch_, head_, q_tile * P.tile.q / args_.map.tile.q);
-    }
+    dq_turn turn;
+    if (args_.ordered && warp() == 0) turn.begin(args_.map, batch_, head_, q_tile * P.tile.q / args_.map.tile.q);
 
     ptx::wait_copies<0>();
     __syncthreads();  // the queries are here; the previous step's tiles are used up
-    if constexpr (Arguments::ordered) finish_turn();
+    if (args_.ordered) finish_turn();
     if constexpr (P.stages == 2) {
       if (!next.done()) fetch(next.tile(), 1 - stage_);
       ptx::commit_copies();
@@ -127,9 +125,7 @@ private:
     float p[s_rows][count] = {};
     multiply<q_layout, k_layout, s_rows, s_columns, P.qk_dim / 16>(
         p, shared_ + q_at(stage_), shared_ + P.k_at(), score_warp_row(), score_warp_column());
-    if constexpr (Arguments::ordered) {
-      if (warp() == 0) turn.look(args_.map);
-    }
+    if (args_.ordered && warp() == 0) turn.look(args_.map);
     const float unit = Arguments::has_score ? log2_e : args_.scale * log2_e;
     if constexpr (!Arguments::has_score) {
 #pragma unroll
@@ -161,7 +157,7 @@ private:
     }
     if constexpr (Arguments::has_score) store_scores(p, P.p_at());
     store_scores(ds, P.ds_at());
-    if constexpr (Arguments::ordered) {
+    if (args_.ordered) {
       if (warp() == 0) {
         turn.wait(args_.map, args_.dq_done + rows, kv_tile_, args_.kv_tiles_per_map_tile);
       }
@@ -171,7 +167,7 @@ private:
     accumulate<score_layout, o_layout, v_columns>(dv_, shared_ + P.p_at(),
                                                   shared_ + o_at(stage_));
     add_dq(rows);
-    if constexpr (Arguments::ordered) pending_ = args_.dq_done + rows;
+    if (args_.ordered) pending_ = args_.dq_done + rows;
     accumulate<score_layout, q_layout, k_columns>(dk_, shared_ + P.ds_at(),
                                                   shared_ + q_at(stage_));
     if constexpr (P.stages == 2) {

@@ -37,10 +37,9 @@ struct backward_policy {
 };
 
 /// Everything one launch computes; see forward_arguments for why the policy is part of the type.
-template <backward_policy P, bool Ordered, class T, class Mask, class Score>
+template <backward_policy P, class T, class Mask, class Score>
 struct backward_arguments {
   static constexpr backward_policy policy = P;
-  static constexpr bool ordered = Ordered;  ///< dq is added up in one order: the same bits each time
   static constexpr bool has_score = !std::is_same_v<Score, maskring::score::none>;
   using input_type = T;
 
@@ -59,6 +58,7 @@ struct backward_arguments {
   int q_tiles, kv_tiles;  ///< of the kernel
   int q_tiles_per_map_tile, kv_tiles_per_map_tile;
   bool q_vectors, k_vectors, v_vectors, dout_vectors;
+  bool ordered;  ///< dq is added up in one order: the same bits each time
 };
 
 }  // namespace maskring::cuda::detail::sm80

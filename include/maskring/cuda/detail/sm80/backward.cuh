@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+// Choosing the portable backward kernel's shape, its memory, and launching its three passes.
+#pragma once
+
+#include <maskring/cuda/detail/device.cuh>
+#include <maskring/cuda/detail/sm80/backward_kernel.cuh>
+#include <maskring/cuda/detail/sm80/backward_rows.cuh>
+#include <maskring/cuda/workspace.cuh>
+
+namespace maskring::cuda::detail::sm80 {
+
+/// The shape for these head dimensions; needs 160 KB of shared memory up to head dimension 128.
+constexpr backward_policy backward_shape(int qk_dim, int v_dim) {
+  const int larger = qk_dim > v_dim ? qk_dim : v_dim;
+  if (larger <= 64) return {64, 64, {128, 128}, 8, 4, 4, 4, 2};
+  if (larger <= 128) return {128, 128, {64, 128}, 8, 2, 4, 2, 2};
+  return {256, 256, {64, 64}, 8, 2, 2, 2, 1};
+}
+
+/// Where a backward call's arrays lie in the workspace.
+struct backward_memory {
+  placement placed;
+  std::size_t lse2, delta, cleared, dq_sums, dq_done, next_unit, end;
+
+  backward_memory(backward_policy shape, const problem& p) {
+    const index_t tiles = (p.q_len + shape.tile.q - 1) / shape.tile.q * p.q_heads * p.batch;
+    lse2 = placed.add<float>(tiles * shape.tile.q);
+    delta = placed.add<float>(tiles * shape.tile.q);
+    cleared = placed.bytes();
+    dq_sums = placed.add<float>(tiles * shape.tile.q * shape.qk_dim);
+    dq_done = placed.add<int>(tiles);
+    next_unit = placed.add<int>(1);
+    end = placed.bytes();
+  }
+};
+
+/// dq, dk, dv and dsink of forward(); queued on `stream`.
+template <backward_policy P, class T, class O, class G, class Mask, class Score>
+void backward(const saved<T, O>& in, const upstream<T>& up, const gradients<G>& grad,
+              const Mask& mask, const block_map_view& map, const Score& score, const problem& p,
+              bool accumulate, bool ordered, workspace& scratch, cudaStream_t stream) {
+  const backward_memory memory{P, p};
+  scratch.reserve(memory.end, stream);
+  const int q_tiles = static_cast<int>((p.q_len + P.tile.q - 1) / P.tile.q);
+  const int kv_tiles = static_cast<int>((p.kv_len + P.tile.kv - 1) / P.tile.kv);
+  const int heads = static_cast<int>(p.q_heads);
+  const index_t tiles = index_t{q_tiles} * heads * p.batch;
+  float* const lse2 = scratch.at<float>(memory.lse2);
+  float* const delta = scratch.at<float>(memory.delta);
+  float* const dq_sums = scratch.at<float>(memory.dq_sums);
+
+  require_cuda(cudaMemsetAsync(scratch.at<void>(memory.cleared), 0, memory.end - memory.cleared,
+                               stream),
+               "cudaMemsetAsync");
+  const index_t rows = tiles * P.tile.q;
+  launch(&row_sums_kernel<T, O>, "the launch of sm80::row_sums_kernel", (rows + 31) / 32, 256, 0,
+         stream,
+         {up.dout, in.out, in.lse, up.dlse, lse2, delta, heads, static_cast<int>(p.q_len),
+          q_tiles * P.tile.q, rows, has_vectors(up.dout) && has_vectors(in.out)});
+
+  using arguments = backward_arguments<P, T, Mask, Score>;
+  launch(&backward_kernel<arguments>, "the launch of sm80::backward_kernel",
+         kv_tiles * p.kv_heads * p.batch, P.threads(), P.bytes(), stream,
+         arguments{in.q,
+                   in.k,
+                   in.v,
+                   up.dout,
+                   row_store::of(grad.dk, accumulate),
+                   row_store::of(grad.dv, accumulate),
+                   map,
+                   mask,
+                   score,
+                   p.scale,
+                   lse2,
+                   delta,
+                   dq_sums,
+                   scratch.at<int>(memory.dq_done),
+                   scratch.at<int>(memory.next_unit),
+                   heads,
+                   static_cast<int>(p.kv_heads),
+                   static_cast<int>(p.group()),
+                   static_cast<int>(p.q_len),
+                   static_cast<int>(p.kv_len),
+                   q_tiles,
+                   kv_tiles,
+                   map.tile.q / P.tile.q,
+                   map.tile.kv / P.tile.kv,
+                   has_vectors(in.q),
+                   has_vectors(in.k),
+                   has_vectors(in.v),
+                   has_vectors(up.dout),
+                   ordered});
+
+  launch(&dq_kernel<dq_arguments<P, T>>, "the launch of sm80::dq_kernel", tiles, P.threads(), 0,
+         stream, {row_store::of(grad.dq, accumulate), dq_sums, p.scale, q_tiles, heads});
+  if (grad.dsink) {
+    launch(&sink_kernel<1024>, "the launch of sm80::sink_kernel", heads, 1024, 0, stream,
+           {in.sink, grad.dsink, lse2, delta, static_cast<int>(p.batch), heads,
+            q_tiles * P.tile.q, static_cast<int>(p.q_len), accumulate});
+  }
+}
+
+}  // namespace maskring::cuda::detail::sm80

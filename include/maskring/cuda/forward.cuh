@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// The forward pass on the device.
+#pragma once
+
+#include <maskring/cuda/detail/dispatch.cuh>
+#include <maskring/cuda/detail/sm80/forward.cuh>
+#include <maskring/cuda/executor.cuh>
+
+namespace maskring {
+
+namespace cuda::detail {
+
+template <class Dim, class Executor, class T, class O, class Mask, class Score>
+void run_forward(const Executor& exec, const inputs<T>& in, const results<O>& out, const Mask& mask,
+                 const block_map_view* map, const Score& score, const problem& p) {
+  constexpr auto shape = sm80::forward_shape(Dim::qk, Dim::v);
+  const auto portable = [&](const block_map_view& tiles) {
+    check_tiles("forward", tiles, shape.tile);
+    sm80::forward<shape>(in, out, mask, tiles, score, p, exec.stream());
+  };
+  if (map != nullptr) {
+    portable(*map);
+  } else {
+    with_block_map("forward", exec, mask, p, {128, 128}, portable);
+  }
+}
+
+template <class Dims, class T, class O, class Mask, class Score>
+void forward(const executor<Dims>& exec, const inputs<T>& given, const results<O>& wanted,
+             const Mask& mask, const block_map_view* map, const Score& score, const options& opt) {
+  using element = typename element_of<T>::type;
+  inputs<element> in{as_element(given.q), as_element(given.k), as_element(given.v)};
+  in.sink = given.sink;
+  in.previous = given.previous;
+  const results out{as_element(wanted.out), wanted.lse};
+  const problem p = maskring::detail::check_forward(in, out, opt);
+  if (map != nullptr) check_map("forward", *map, p);
+  if (p.batch * p.q_heads * p.q_len == 0) return;
+  with_head_dim("forward", p, Dims{}, [&](auto dim) {
+    run_forward<decltype(dim)>(exec, in, out, mask, map, score, p);
+  });
+}
+
+}  // namespace cuda::detail
+
+/// Attention on the device under a mask whose block map is there already (cuda::make_block_map, from
+/// the same mask, with tiles that are multiples of 128 × 128).
+///
+///   out = softmax(score(scale·q·kᵀ) where mask, else −inf)·v,   lse = log Σ exp(score)
+///
+/// All tensors lie in device memory; elements are float, half (float16 or __half) or bfloat16
+/// (bfloat16 or __nv_bfloat16). Continues from `in.previous` where given; its tensors may be those of
+/// `out`. The work is queued on the executor's stream.
+/// @throws std::invalid_argument naming the argument that does not fit the others; cuda::error.
+template <class Dims, class T, class O, mask_mod Mask, score_mod Score = score::none>
+void forward(const cuda::executor<Dims>& exec, const inputs<T>& in, const results<O>& out,
+             const Mask& mask, const block_map_view& map, const Score& score = {},
+             const options& opt = {}) {
+  cuda::detail::forward(exec, in, out, mask, &map, score, opt);
+}
+
+/// The same, and builds the block map first, for which it waits for the stream; its tile is the
+/// kernel's choice. mask::full needs no map.
+template <class Dims, class T, class O, mask_mod Mask, score_mod Score = score::none>
+void forward(const cuda::executor<Dims>& exec, const inputs<T>& in, const results<O>& out,
+             const Mask& mask, const Score& score = {}, const options& opt = {}) {
+  cuda::detail::forward(exec, in, out, mask, nullptr, score, opt);
+}
+
+}  // namespace maskring
