@@ -35,7 +35,7 @@ public:
     cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep);
   }
 
-  cudaStream_t stream() const { return timer_.stream(); }
+  const bench::device_timer& timer() const { return timer_; }
 
   template <class Mask>
   void run(const char* name, const Mask& mask, mr::index_t q_len, mr::index_t kv_len,
@@ -49,7 +49,8 @@ public:
     const auto map = mr::cuda::make_block_map(timer_, mask, shape, tile);
     cudaMemPoolGetAttribute(pool_, cudaMemPoolAttrUsedMemHigh, &peak);
     const auto host = map.download(timer_);
-    const auto runs = static_cast<mr::index_t>(host.rows().runs.size() + host.columns().runs.size());
+    const auto runs =
+        static_cast<mr::index_t>(host.rows().runs.size() + host.columns().runs.size());
 
     const double made =
         timer_.median_wall_ms([&] { (void)mr::cuda::make_block_map(timer_, mask, shape, tile); });
@@ -81,11 +82,7 @@ void run_all(bench::report& report) {
   constexpr mr::index_t million = 1 << 20, long_one = 131'072;
   const std::vector<int> lengths(million / 1789 + 1, 1789);
   const auto docs = mr::mask::document_table::from_lengths(lengths);
-  struct stream_of {
-    cudaStream_t handle;
-    cudaStream_t stream() const { return handle; }
-  };
-  const mr::cuda::device_table table{stream_of{b.stream()}, docs};
+  const mr::cuda::device_table table{b.timer(), docs};
   const mr::shard::zigzag zigzag{million, 8};
   for (const mr::index_t n : {long_one, million}) {
     b.run("causal", mr::mask::causal{}, n, n);
@@ -106,9 +103,7 @@ void run_all(bench::report& report) {
 } // namespace
 
 int main(int count, char** arguments) try {
-  cudaDeviceProp device{};
-  mr::cuda::detail::require_cuda(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
-  bench::report report{device.name, bench::argument(count, arguments, "json", "")};
+  bench::report report{bench::device_name(), bench::argument(count, arguments, "json", "")};
   run_all(report);
 } catch (const std::exception& failure) {
   std::fprintf(stderr, "%s\n", failure.what());

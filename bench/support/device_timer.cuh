@@ -8,12 +8,21 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
+#include <string>
 #include <vector>
 
 namespace bench {
 
 using maskring::cuda::detail::require_cuda;
+
+/// The model of the GPU in use.
+inline std::string device_name() {
+  int device = 0;
+  cudaDeviceProp properties{};
+  require_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  require_cuda(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+  return properties.name;
+}
 
 /// Device memory for the length of a case.
 template <class T>
@@ -73,7 +82,8 @@ public:
       const auto begin = std::chrono::steady_clock::now();
       work();
       wait();
-      const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
+      const std::chrono::duration<double, std::milli> took =
+          std::chrono::steady_clock::now() - begin;
       if (i >= 3) times.push_back(took.count());
     }
     return median(times);

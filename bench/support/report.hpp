@@ -51,7 +51,8 @@ private:
 /// Prints records and, if it has a file name, writes them all when it goes.
 class report {
 public:
-  report(std::string device, std::string file) : device_{std::move(device)}, file_{std::move(file)} {}
+  report(std::string device, std::string file)
+      : device_{std::move(device)}, file_{std::move(file)} {}
   report(const report&) = delete;
   report& operator=(const report&) = delete;
   ~report() {

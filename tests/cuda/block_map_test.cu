@@ -20,11 +20,14 @@ using namespace maskring;
 
 namespace {
 
-struct on_stream {
-  cudaStream_t handle = nullptr;
-  on_stream() { cuda::detail::require_cuda(cudaStreamCreate(&handle), "cudaStreamCreate"); }
-  ~on_stream() { cudaStreamDestroy(handle); }
-  cudaStream_t stream() const { return handle; }
+class on_stream {
+public:
+  on_stream() { cuda::detail::require_cuda(cudaStreamCreate(&stream_), "cudaStreamCreate"); }
+  ~on_stream() { cudaStreamDestroy(stream_); }
+  cudaStream_t stream() const { return stream_; }
+
+private:
+  cudaStream_t stream_ = nullptr;
 };
 
 struct scattered { // no structure, different for every head
@@ -46,6 +49,14 @@ struct per_head_window {
 struct checkered { // every tile of 16 x 16 differs from its neighbours: as many runs as tiles
   constexpr auto operator()(auto, auto, auto q, auto kv) const {
     return floor_mod(floor_div(q, 16) + floor_div(kv, 16), 2) == 0;
+  }
+};
+
+struct contradictory { // sound, but a small rectangle is answered worse than a large one
+  constexpr bool operator()(int, int, int q, int kv) const { return q >= kv; }
+  constexpr kleene operator()(range, range, range q, range kv) const {
+    const kleene exact = q >= kv;
+    return kv.hi - kv.lo < 16 ? kleene{verdict::some, exact.depends()} : exact;
   }
 };
 
@@ -76,7 +87,8 @@ void check_build(const Mask& on_device, const Mask& on_host, const map_shape& sh
   const block_map expected = make_block_map(on_host, shape, tile);
   check_same(cuda::make_block_map(exec, on_device, shape, tile).download(exec), expected);
 
-  const auto runs = static_cast<index_t>(expected.rows().runs.size() + expected.columns().runs.size());
+  const auto runs =
+      static_cast<index_t>(expected.rows().runs.size() + expected.columns().runs.size());
   const cuda::run_bound bound{runs, expected.view().batch > 1, expected.view().heads > 1};
   const cuda::block_map bounded = cuda::make_block_map(exec, on_device, shape, tile, bound);
   bounded.check(exec);
@@ -86,6 +98,17 @@ void check_build(const Mask& on_device, const Mask& on_host, const map_shape& sh
 template <class Mask>
 void check_build(const Mask& mask, const map_shape& shape, tile_shape tile) {
   check_build(mask, mask, shape, tile);
+}
+
+// One partial run a line: right for every mask.
+void check_dense(const block_map& map) {
+  for (const auto* side : {&map.rows(), &map.columns()}) {
+    for (std::size_t line = 0; line + 1 < side->offsets.size(); ++line) {
+      REQUIRE(side->offsets[line + 1] == static_cast<int>(line) + 1);
+      const int across = side == &map.rows() ? map.view().kv_tiles() : map.view().q_tiles();
+      CHECK(side->runs[line] == tile_run{0, across, true});
+    }
+  }
 }
 
 const tile_shape tiles[] = {{16, 16}, {8, 32}, {64, 24}};
@@ -139,7 +162,8 @@ TEST_CASE("device block maps have the layers that the mask needs") {
 
 TEST_CASE("device block maps of masks that read tables") {
   const on_stream exec;
-  const auto docs = mask::document_table::from_lengths(std::vector<int>{30, 1, 0, 64, 100, 22, 300});
+  const auto docs =
+      mask::document_table::from_lengths(std::vector<int>{30, 1, 0, 64, 100, 22, 300});
   const cuda::device_table device_docs{exec, docs};
   const mask::int_table lengths_of_batch{std::vector<int>{100, 3, 217}, 3};
   const cuda::device_table device_lengths{exec, lengths_of_batch};
@@ -198,9 +222,8 @@ TEST_CASE("long lines are split between threads and their seams do not show") {
 }
 
 TEST_CASE("empty sequences have empty device block maps") {
-  for (const map_shape& shape :
-       {map_shape{1, 1, 0, 10}, map_shape{1, 1, 10, 0}, map_shape{0, 0, 10, 10},
-        map_shape{2, 0, 0, 0}}) {
+  for (const map_shape& shape : {map_shape{1, 1, 0, 10}, map_shape{1, 1, 10, 0},
+                                 map_shape{0, 0, 10, 10}, map_shape{2, 0, 0, 0}}) {
     check_build(mask::causal{}, shape, {16, 16});
     check_build(scattered{}, shape, {16, 16});
   }
@@ -209,24 +232,30 @@ TEST_CASE("empty sequences have empty device block maps") {
 TEST_CASE("a bound that does not suffice gives a map that is right, and is reported") {
   const on_stream exec;
   const map_shape shape{1, 2, 500, 700};
-  cuda::block_map map = cuda::make_block_map(exec, checkered{}, shape, {16, 16}, {100});
+  cuda::block_map map = cuda::make_block_map(exec, checkered{}, shape, {16, 16}, {150});
   CHECK_THROWS_AS(map.check(exec), std::length_error);
-  const block_map dense = map.download(exec);
-  for (const auto* side : {&dense.rows(), &dense.columns()}) {
-    for (std::size_t line = 0; line + 1 < side->offsets.size(); ++line) {
-      REQUIRE(side->offsets[line + 1] == static_cast<int>(line) + 1);
-      const int across = side == &dense.rows() ? dense.view().kv_tiles() : dense.view().q_tiles();
-      CHECK(side->runs[line] == tile_run{0, across, true});
-    }
-  }
+  check_dense(map.download(exec));
   map.rebuild(exec, mask::causal{});
   map.check(exec);
   check_same(map.download(exec), make_block_map(mask::causal{}, shape, {16, 16}));
 
-  map.rebuild(exec, per_head_window{});
+  map.rebuild(exec, per_head_window{}); // the map has one layer for all heads
   CHECK_THROWS_AS(map.check(exec), std::invalid_argument);
+  check_dense(map.download(exec));
   CHECK_THROWS_AS(map.rebuild(exec, scattered{}), std::invalid_argument);
-  CHECK_THROWS_AS(cuda::make_block_map(exec, mask::causal{}, shape, {16, 16}).rebuild(exec, mask::causal{}),
+  CHECK_THROWS_AS(
+      cuda::make_block_map(exec, mask::causal{}, shape, {16, 16}).rebuild(exec, mask::causal{}),
+      std::invalid_argument);
+}
+
+TEST_CASE("rows and columns never contradict each other, whatever the mask answers") {
+  const on_stream exec;
+  const map_shape shape{1, 1, 500, 700};
+  cuda::block_map map = cuda::make_block_map(exec, contradictory{}, shape, {16, 16}, {1000});
+  CHECK(contradictory{}(0, 0, 1, 1));
+  CHECK_THROWS_AS(map.check(exec), std::invalid_argument);
+  check_dense(map.download(exec));
+  CHECK_THROWS_AS(cuda::make_block_map(exec, contradictory{}, shape, {16, 16}),
                   std::invalid_argument);
 }
 

@@ -43,8 +43,8 @@ public:
   /// Builds the map of another mask, or of the same whose tables changed, in the same memory.
   ///
   /// For maps made with a run_bound only. Allocates nothing, waits for nothing, and can be captured
-  /// in a CUDA graph. Where the bound or the layers do not suffice the map becomes one partial run a
-  /// line: results stay right, the speed is that of a dense mask, and check() reports it.
+  /// in a CUDA graph. Where the bound or the layers do not suffice the map becomes one partial run
+  /// a line: results stay right, the speed is that of a dense mask, and check() reports it.
   /// @throws std::invalid_argument for a map made without a bound, or made for a mask that ranges
   /// decide if this one needs its elements looked at.
   template <class Executor, mask_mod Mask>
@@ -53,9 +53,10 @@ public:
     maskring::detail::require(scratch_.bytes() > 0,
                               "block_map: rebuild of a map made without a run_bound");
     const detail::map_builder<Mask> builder{grid_};
-    maskring::detail::require(builder.scratch_bytes() <= scratch_.bytes(), "block_map: rebuild needs ",
-                              builder.scratch_bytes(), " bytes of scratch memory, the map has ",
-                              scratch_.bytes(), ": make it with a mask of this type");
+    maskring::detail::require(builder.scratch_bytes() <= scratch_.bytes(),
+                              "block_map: rebuild needs ", builder.scratch_bytes(),
+                              " bytes of scratch memory, the map has ", scratch_.bytes(),
+                              ": make it with a mask of this type");
     const detail::build_memory memory = memory_of(builder);
     builder.count(exec.stream(), mask, scratch_, memory);
     builder.write(exec.stream(), mask, scratch_, memory);
@@ -63,14 +64,16 @@ public:
 
   /// Waits for the stream and reports whether the last rebuild() captured the mask.
   /// @throws std::length_error if it needed more runs than the bound, std::invalid_argument if the
-  /// mask depends on an axis that the bound says it does not depend on.
+  /// mask depends on an axis that the bound says it does not depend on, or contradicts itself.
   template <class Executor>
   void check(const Executor& exec) const {
     if (scratch_.bytes() == 0) return;
     const detail::build_status status = status_of(exec.stream());
-    maskring::detail::require(grid_.covers(static_cast<std::uint8_t>(status.depends)),
-                              "block_map: the mask depends on the batch entry or the head, expected "
-                              "a run_bound that says so (per_batch, per_head)");
+    require_consistent(status);
+    maskring::detail::require(
+        grid_.covers(static_cast<std::uint8_t>(status.depends)),
+        "block_map: the mask depends on the batch entry or the head, expected "
+        "a run_bound that says so (per_batch, per_head)");
     if (status.runs > static_cast<unsigned long long>(capacity_)) {
       throw std::length_error{"maskring: block_map: the mask needs " + std::to_string(status.runs) +
                               " runs, the run_bound allows " + std::to_string(capacity_)};
@@ -130,6 +133,13 @@ private:
                           const_cast<tile_run*>(view_.rows.runs), capacity_);
   }
 
+  static void require_consistent(const detail::build_status& status) {
+    maskring::detail::require(
+        !status.contradicts(),
+        "make_block_map: the mask answers `none` for a rectangle but not for a tile within it, "
+        "expected answers that hold for every part: give the host's map to cuda::upload instead");
+  }
+
   detail::build_status status_of(cudaStream_t stream) const {
     detail::build_status status;
     copy(&status, scratch_.at<detail::build_status>(0), 1, stream);
@@ -138,8 +148,8 @@ private:
 
   template <class T>
   static void copy(T* to, const T* from, std::size_t count, cudaStream_t stream) {
-    detail::require_cuda(
-        cudaMemcpyAsync(to, from, count * sizeof(T), cudaMemcpyDefault, stream), "cudaMemcpyAsync");
+    detail::require_cuda(cudaMemcpyAsync(to, from, count * sizeof(T), cudaMemcpyDefault, stream),
+                         "cudaMemcpyAsync");
     detail::require_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
   }
 
@@ -156,7 +166,8 @@ private:
 /// few. Masks that need it have their undecided tiles looked at element by element. A mask that
 /// reads memory must be readable by the device: give it the views of device tables. Waits for the
 /// stream once (twice for more than one batch entry or head) to learn the number of runs.
-/// @throws std::invalid_argument for negative sizes or a tile without extent; cuda::error.
+/// @throws std::invalid_argument for negative sizes, a tile without extent, or a mask that says
+/// `none` of a rectangle but not of a tile within it; cuda::error.
 template <class Executor, mask_mod Mask>
 block_map make_block_map(const Executor& exec, const Mask& mask, const map_shape& shape,
                          tile_shape tile) {
@@ -176,7 +187,9 @@ block_map make_block_map(const Executor& exec, const Mask& mask, const map_shape
   map.scratch_ = detail::device_buffer{stream, builder.scratch_bytes()};
   builder.count(stream, mask, map.scratch_, map.memory_of(builder));
   builder.write(stream, mask, map.scratch_, map.memory_of(builder));
-  const auto runs = map.status_of(stream).runs;
+  const detail::build_status status = map.status_of(stream);
+  block_map::require_consistent(status);
+  const auto runs = status.runs;
   maskring::detail::require(runs <= std::numeric_limits<std::int32_t>::max(),
                             "make_block_map: the map has ", runs, " runs, expected less than 2^31");
   if (static_cast<index_t>(runs) > map.capacity_) {
@@ -187,8 +200,8 @@ block_map make_block_map(const Executor& exec, const Mask& mask, const map_shape
   return map;
 }
 
-/// The same with a bound that the caller knows: nothing waits for the device, and block_map::rebuild
-/// and block_map::check work on the result. Memory is proportional to the bound.
+/// The same with a bound that the caller knows: nothing waits for the device, and
+/// block_map::rebuild and block_map::check work on the result. Memory is proportional to the bound.
 template <class Executor, mask_mod Mask>
 block_map make_block_map(const Executor& exec, const Mask& mask, const map_shape& shape,
                          tile_shape tile, run_bound bound) {

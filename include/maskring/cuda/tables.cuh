@@ -35,8 +35,8 @@ public:
   const view_type& view() const { return view_; }
 
 private:
-  using element = std::remove_const_t<
-      typename decltype(std::declval<const Table&>().memory())::element_type>;
+  using element =
+      std::remove_const_t<typename decltype(std::declval<const Table&>().memory())::element_type>;
 
   detail::device_buffer memory_;
   view_type view_;

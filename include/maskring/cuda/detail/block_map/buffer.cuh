@@ -29,7 +29,8 @@ public:
   }
 
   device_buffer(device_buffer&& other) noexcept
-      : stream_{other.stream_}, bytes_{std::exchange(other.bytes_, 0)},
+      : stream_{other.stream_},
+        bytes_{std::exchange(other.bytes_, 0)},
         data_{std::exchange(other.data_, nullptr)} {}
   device_buffer& operator=(device_buffer&& other) noexcept {
     std::swap(stream_, other.stream_);

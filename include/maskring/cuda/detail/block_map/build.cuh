@@ -15,8 +15,17 @@ inline constexpr int builder_threads = 256;
 
 /// What a build says of itself.
 struct build_status {
-  unsigned long long runs; ///< of rows and columns together
-  unsigned depends;        ///< the axes that the mask depends on
+  unsigned long long runs;       ///< of rows and columns together
+  unsigned long long difference; ///< of the tiles in the rows and in the columns, as fingerprints
+  unsigned depends;              ///< the axes that the mask depends on
+
+  /// Whether a tile is empty in its row and not in its column, or the reverse: the mask decides a
+  /// rectangle, but not a smaller one within it.
+  constexpr bool contradicts() const { return difference != 0; }
+  constexpr bool fits(const line_grid& grid, index_t capacity) const {
+    return runs <= static_cast<unsigned long long>(capacity) &&
+           grid.covers(static_cast<std::uint8_t>(depends)) && !contradicts();
+  }
 };
 
 /// Everything but the mask that the kernels of a build work on, in device memory.
@@ -30,15 +39,16 @@ struct build_memory {
 };
 
 /// The sum of `value` over the threads before this one, and over all of the block.
+template <class T>
 struct block_sum {
-  std::int32_t before, all;
+  T before, all;
 
-  __device__ static block_sum of(std::int32_t value) {
-    __shared__ std::int32_t warp_sums[builder_threads / 32];
+  __device__ static block_sum of(T value) {
+    __shared__ T warp_sums[builder_threads / 32];
     const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-    std::int32_t sum = value;
+    T sum = value;
     for (int step = 1; step < 32; step *= 2) {
-      const std::int32_t other = __shfl_up_sync(0xffffffffu, sum, step);
+      const T other = __shfl_up_sync(0xffffffffu, sum, step);
       if (lane >= step) sum += other;
     }
     if (lane == 31) warp_sums[warp] = sum;
@@ -62,31 +72,35 @@ __global__ void __launch_bounds__(builder_threads)
     count_runs(Source source, line_grid grid, build_memory memory) {
   const index_t item = index_t{blockIdx.x} * builder_threads + threadIdx.x;
   std::int32_t starts = 0;
+  unsigned long long tiles = 0;
   if (item < grid.items()) {
     const line_segment s = grid.at(item);
-    run_counter counter{s.first, s.opens ? 0 : source.kind_before(grid, s)};
+    run_counter counter{s, s.opens ? 0 : source.kind_before(grid, s)};
     source.walk(grid, s, counter);
     starts = counter.starts();
+    tiles = counter.fingerprint();
   }
-  const block_sum sum = block_sum::of(starts);
+  const auto sum = block_sum<std::int32_t>::of(starts);
+  tiles = block_sum<unsigned long long>::of(tiles).all;
   if (item < grid.items()) memory.before[item] = sum.before;
   if (threadIdx.x == 0) {
     memory.totals[blockIdx.x] = sum.all;
     atomicAdd(&memory.status->runs, static_cast<unsigned long long>(sum.all));
+    atomicAdd(&memory.status->difference, tiles);
   }
 }
 
-/// Writes the map; or, where it has more runs than there is room or fewer layers than the mask
-/// needs, one that is right for every mask: a single partial run a line.
+/// Writes the map; or, where it has more runs than there is room, fewer layers than the mask needs,
+/// or rows and columns that differ (kernels wait for one another by both), one that is right for
+/// every mask: a single partial run a line.
 template <class Source>
 __global__ void __launch_bounds__(builder_threads)
     write_runs(Source source, line_grid grid, build_memory memory) {
-  const auto runs = memory.status->runs;
-  const bool fits = runs <= static_cast<unsigned long long>(memory.capacity) &&
-                    grid.covers(static_cast<std::uint8_t>(memory.status->depends));
+  const build_status status = *memory.status;
+  const bool fits = status.fits(grid, memory.capacity);
   std::int32_t below = 0;
   for (unsigned i = threadIdx.x; i < blockIdx.x; i += builder_threads) below += memory.totals[i];
-  below = block_sum::of(below).all;
+  below = block_sum<std::int32_t>::of(below).all;
 
   const index_t item = index_t{blockIdx.x} * builder_threads + threadIdx.x;
   if (item >= grid.items()) return;
@@ -99,7 +113,7 @@ __global__ void __launch_bounds__(builder_threads)
     }
   }
   if (item == 0) {
-    memory.offsets[grid.lines()] = static_cast<std::int32_t>(fits ? runs : grid.lines());
+    memory.offsets[grid.lines()] = static_cast<std::int32_t>(fits ? status.runs : grid.lines());
   }
   if (!fits) return;
   run_writer writer{memory.runs + next, s, s.opens ? 0 : source.kind_before(grid, s)};
@@ -130,8 +144,12 @@ public:
 
   build_memory memory(const device_buffer& scratch, std::int32_t* offsets, tile_run* runs,
                       index_t capacity) const {
-    return {scratch.at<build_status>(status_), scratch.at<std::int32_t>(before_),
-            scratch.at<std::int32_t>(totals_), offsets, runs, capacity};
+    return {scratch.at<build_status>(status_),
+            scratch.at<std::int32_t>(before_),
+            scratch.at<std::int32_t>(totals_),
+            offsets,
+            runs,
+            capacity};
   }
 
   /// First pass. Afterwards the status holds what the second needs.

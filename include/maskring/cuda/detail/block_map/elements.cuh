@@ -99,7 +99,8 @@ __global__ void __launch_bounds__(256) find_tile_bits(Mask mask, line_grid grid,
   const std::uint32_t every = 0xffffffffu >> (32 - (s.last - s.first));
 
   const verdict together =
-      verdict_of(mask, {q, maskring::detail::tile_span(s.first, s.last, m.tile.kv, m.kv_len), s.batch, s.head});
+      verdict_of(mask, {q, maskring::detail::tile_span(s.first, s.last, m.tile.kv, m.kv_len),
+                        s.batch, s.head});
   if (together != verdict::some) {
     if (threadIdx.x == 0) {
       bits[blockIdx.x] = {together == verdict::all ? every : 0, 0};

@@ -32,7 +32,9 @@ struct line_grid {
   constexpr index_t lines() const { return rows() + columns(); }
   constexpr int row_segments() const { return (sizes.kv_tiles() + segment - 1) / segment; }
   constexpr int column_segments() const { return (sizes.q_tiles() + segment - 1) / segment; }
-  constexpr index_t items() const { return rows() * row_segments() + columns() * column_segments(); }
+  constexpr index_t items() const {
+    return rows() * row_segments() + columns() * column_segments();
+  }
   constexpr bool split() const { return row_segments() > 1 || column_segments() > 1; }
 
   /// Halves the segments, from whole lines down, until there are `wanted` of them or they hold
@@ -89,10 +91,10 @@ struct line_grid {
 /// The grid of a map in one layer.
 /// @throws std::invalid_argument for negative sizes or a tile without extent.
 constexpr line_grid whole_grid(const map_shape& shape, tile_shape tile) {
-  maskring::detail::require(
-      shape.batch >= 0 && shape.heads >= 0 && shape.q_len >= 0 && shape.kv_len >= 0,
-      "make_block_map: shape is ", shape.batch, " x ", shape.heads, " x ", shape.q_len, " x ",
-      shape.kv_len, ", expected no negative sizes");
+  maskring::detail::require(shape.batch >= 0 && shape.heads >= 0 && shape.q_len >= 0 &&
+                                shape.kv_len >= 0,
+                            "make_block_map: shape is ", shape.batch, " x ", shape.heads, " x ",
+                            shape.q_len, " x ", shape.kv_len, ", expected no negative sizes");
   maskring::detail::require(tile.q > 0 && tile.kv > 0, "make_block_map: tile is ", tile.q, " x ",
                             tile.kv, ", expected positive sizes");
   line_grid grid{shape, {}};

@@ -12,8 +12,7 @@ struct oriented {
   Mask mask;
   bool turned;
   constexpr bool operator()(int batch, int head, int along, int across) const {
-    return static_cast<bool>(
-        mask(batch, head, turned ? across : along, turned ? along : across));
+    return static_cast<bool>(mask(batch, head, turned ? across : along, turned ? along : across));
   }
   constexpr kleene operator()(range batch, range head, range along, range across) const {
     return ask(mask, batch, head, turned ? across : along, turned ? along : across);
@@ -22,8 +21,8 @@ struct oriented {
 
 /// What a line holds, asked of a mask that answers about ranges.
 ///
-/// Rows and columns are descents of their own. They agree tile by tile if a tile is decided
-/// whenever a rectangle around it is, which holds for everything made of range arithmetic.
+/// Rows and columns are descents of their own. They agree on every tile if a tile is decided
+/// whenever a rectangle around it is, as it is with everything made of range arithmetic.
 template <mask_mod Mask>
 struct range_source {
   Mask mask;
@@ -40,8 +39,8 @@ struct range_source {
   template <class Emit>
   constexpr void walk(const line_grid& grid, const line_segment& s, Emit& emit) const {
     const auto [along, tile, length] = geometry(grid, s);
-    maskring::detail::descend_row(oriented<Mask>{mask, s.column}, s.batch, s.head, along, s.first, s.last, tile,
-                length, emit);
+    maskring::detail::descend_row(oriented<Mask>{mask, s.column}, s.batch, s.head, along, s.first,
+                                  s.last, tile, length, emit);
   }
 
   /// What the last tile before the segment holds: 0 nothing, 1 full, 2 partial. Follows the descent
@@ -52,8 +51,8 @@ struct range_source {
     index_t first = s.first - grid.segment;
     const index_t last = s.first;
     for (;;) {
-      const verdict v =
-          verdict_of(seen, {along, maskring::detail::tile_span(first, last, tile, length), s.batch, s.head});
+      const verdict v = verdict_of(
+          seen, {along, maskring::detail::tile_span(first, last, tile, length), s.batch, s.head});
       if (v != verdict::some) return v == verdict::all ? 1 : 0;
       if (last - first == 1) return 2;
       first += (last - first) / 2;
@@ -68,8 +67,11 @@ private:
   };
   static constexpr line_geometry geometry(const line_grid& grid, const line_segment& s) {
     const block_map_view& m = grid.sizes;
-    if (s.column) return {maskring::detail::tile_span(s.line, s.line + 1, m.tile.kv, m.kv_len), m.tile.q, m.q_len};
-    return {maskring::detail::tile_span(s.line, s.line + 1, m.tile.q, m.q_len), m.tile.kv, m.kv_len};
+    if (s.column)
+      return {maskring::detail::tile_span(s.line, s.line + 1, m.tile.kv, m.kv_len), m.tile.q,
+              m.q_len};
+    return {maskring::detail::tile_span(s.line, s.line + 1, m.tile.q, m.q_len), m.tile.kv,
+            m.kv_len};
   }
 };
 
