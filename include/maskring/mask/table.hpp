@@ -44,7 +44,12 @@ struct int_table_view {
 
   constexpr bool ascending() const { return lows == nullptr; }
 
-  constexpr int operator()(int i) const { return i >= 0 && i < size ? values[i] : 0; }
+  constexpr int operator()(int i) const {
+    if (size == 0) return 0;
+    // Read without asking first, at a place that exists: a kernel can then read once for a whole row.
+    const int value = values[clamp(i, 0, size - 1)];
+    return i >= 0 && i < size ? value : 0;
+  }
 
   constexpr range operator()(range i) const {
     const index_t first = i.lo < 0 ? 0 : i.lo, last = i.hi < size ? i.hi : size - 1;
