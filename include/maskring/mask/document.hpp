@@ -17,7 +17,7 @@ namespace maskring::mask {
 /// Where the documents of a packed sequence begin, readable in constant time for a token; points to
 /// memory that somebody else owns, host or device. Two are equal if they come from one table.
 struct document_view {
-  const int* ids = nullptr;    ///< [tokens], the document of each token, ascending
+  const int* ids = nullptr;    ///< [tokens], at least 1: the document of each token, ascending
   const int* starts = nullptr; ///< [documents + 1], the first token of each, then `tokens`
   int tokens = 0;
   int documents = 0;
@@ -107,10 +107,15 @@ struct document {
   Inner inner{};
 
   constexpr bool operator()(int b, int h, int q, int kv) const {
-    if (q < 0 || kv < 0 || q >= docs.tokens || kv >= docs.tokens) return false;
-    const int id = docs.ids[q];
+    // No branches: everything is read or asked at a place that exists, and kernels then read the
+    // tables once for a row or column of elements.
+    const int q_at = max(min(q, docs.tokens - 1), 0);
+    const int kv_at = max(min(kv, docs.tokens - 1), 0);
+    const int id = docs.ids[q_at];
     const int start = docs.starts[id];
-    return id == docs.ids[kv] && static_cast<bool>(inner(b, h, q - start, kv - start));
+    const bool together = id == docs.ids[kv_at];
+    const bool kept = static_cast<bool>(inner(b, h, q_at - start, (together ? kv_at : q_at) - start));
+    return together & kept & (q == q_at) & (kv == kv_at) & (docs.tokens > 0);
   }
 
   constexpr kleene operator()(range b, range h, range q, range kv) const {
