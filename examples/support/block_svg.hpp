@@ -26,6 +26,12 @@ public:
     body_ << "<path d=\"M" << x0 << ' ' << y0 << 'L' << x1 << ' ' << y1 << "\" stroke=\"" << stroke
           << "\"/>\n";
   }
+  /// A path in units of `scale` pixels from (x, y).
+  void path(double x, double y, double scale, const std::string& d, const char* fill) {
+    if (d.empty()) return;
+    body_ << "<path transform=\"translate(" << x << ' ' << y << ") scale(" << scale << ")\" fill=\""
+          << fill << "\" d=\"" << d << "\"/>\n";
+  }
   /// Text around (x, y): anchor "start", "middle" or "end".
   void text(double x, double y, const std::string& words, const char* anchor = "start",
             int size = 11, const char* fill = ink) {

@@ -259,14 +259,15 @@ auto with_mask(const std::string& text, const mask_shape& shape, Keeper& keep, V
     const bool video = name == "sliding_tile_3d";
     const int tile = std::max(1, arguments.integer("tile", std::max(1, tokens / 64)));
     const int window = arguments.integer("window", 3);
-    const int text = arguments.integer("text", tokens / 16);
-    const int tiles = std::max(1, (tokens - text) / tile);
+    const int tiles = std::max(1, tokens * 15 / 16 / tile);
     if (video) {
-      const int side = std::max(window, static_cast<int>(std::cbrt(tiles)));
+      const int side = std::max(window, static_cast<int>(std::sqrt(tiles / std::max(1, window))));
       const int depth = std::max(window, tiles / (side * side));
+      const int text = arguments.integer("text", std::max(0, tokens - side * side * depth * tile));
       EXAMPLES_VISIT(mask::sliding_tile{{side, side, depth}, {window, window, window}, tile, text});
     }
     const int across = std::max(window, detail::root(tiles)), down = std::max(window, tiles / across);
+    const int text = arguments.integer("text", std::max(0, tokens - across * down * tile));
     EXAMPLES_VISIT(mask::sliding_tile{{across, down}, {window, window}, tile, text});
   }
   if (name == "spatial_head" || name == "temporal_head") {

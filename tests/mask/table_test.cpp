@@ -40,6 +40,22 @@ TEST_CASE("int_table gives the range of its entries over any range of indices") 
         CHECK(got.hi == most);
         CHECK(got.depends == key_axis);
       }
+      for (int trial = 0; trial < 100; ++trial) {  // with a stride
+        const int step = 2 + static_cast<int>(random() % 5), count = 1 + static_cast<int>(random() % 20);
+        const int lo = static_cast<int>(random() % (size + 4)) - 2, hi = lo + step * count;
+        int least = view(lo), most = view(lo);
+        for (int i = lo; i <= hi; i += step) {
+          least = std::min(least, view(i));
+          most = std::max(most, view(i));
+        }
+        const range got = view(range{lo, hi, step});
+        CHECK(got.lo <= least);
+        CHECK(got.hi >= most);
+        if (lo >= 0 && hi < size) {
+          CHECK(got.lo == least);
+          CHECK(got.hi == most);
+        }
+      }
       CHECK(view(-1) == 0);
       CHECK(view(size) == 0);
     }

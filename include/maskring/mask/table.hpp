@@ -32,7 +32,7 @@ concept lookup_table = requires(const T table) {
 
 /// An array of ints in memory that somebody else owns, host or device. At an index it gives the
 /// entry, over a range of indices the range of the entries there: from the two ends if they ascend,
-/// else from a tree of minima and maxima in O(log size). Outside the table every entry is 0.
+/// else from a tree of minima and maxima in O(log size); up to 256 indices with a stride one by one. Outside the table every entry is 0.
 struct int_table_view {
   const int* values = nullptr;
   const int* lows = nullptr;  ///< [size]: node i is the minimum of nodes 2i, 2i+1; leaf i + size is values[i]
@@ -54,7 +54,12 @@ struct int_table_view {
   constexpr range operator()(range i) const {
     const index_t first = i.lo < 0 ? 0 : i.lo, last = i.hi < size ? i.hi : size - 1;
     if (first > last) return range{0}.with_depends(i.depends);
-    const range inside = ascending() ? range{values[first], values[last]} : extremes(first, last);
+    range inside = ascending() ? range{values[first], values[last]} : extremes(first, last);
+    // A stride skips entries, which can matter; few members are read one by one.
+    constexpr index_t few = 256;
+    if (i.step > 1 && !inside.is_point() && last - first < few * i.step) {
+      inside = strided_extremes(i, first, last);
+    }
     return (i.lo < first || i.hi > last ? hull(inside, range{0}) : inside).with_depends(i.depends);
   }
 
@@ -63,6 +68,17 @@ struct int_table_view {
   }
 
 private:
+  constexpr range strided_extremes(range i, index_t first, index_t last) const {
+    const index_t start = i.lo + (first - i.lo + i.step - 1) / i.step * i.step;
+    if (start > last) return range{0};  // the members are outside, where entries are 0
+    int low = values[start], high = low;
+    for (index_t at = start; at <= last; at += i.step) {
+      low = values[at] < low ? values[at] : low;
+      high = values[at] > high ? values[at] : high;
+    }
+    return {low, high};
+  }
+
   // The usual walk up a binary tree from both ends; entries of the bottom row are the values.
   constexpr range extremes(index_t first, index_t last) const {
     int low = values[first], high = low;
