@@ -107,8 +107,8 @@ private:
     s.end_tile = std::min(map_.kv_tiles(), s.first_tile + span_tiles_);
     s.key = index_t{s.first_tile} * map_.tile.kv;
     s.keys = std::min(problem_.kv_len, index_t{s.end_tile} * map_.tile.kv) - s.key;
-    s.k = detail::vector_rows(in_.k, b, kv_head, s.key, s.keys, work.keys.data());
-    s.v = detail::broadcast_rows(in_.v, b, kv_head, s.key, s.keys, work.values.data());
+    s.k = detail::vector_rows(level_, in_.k, b, kv_head, s.key, s.keys, work.keys.data());
+    s.v = detail::broadcast_rows(level_, in_.v, b, kv_head, s.key, s.keys, work.values.data());
     std::fill_n(work.dk.data(), s.keys * detail::padded(problem_.qk_dim), 0.0f);
     std::fill_n(work.dv.data(), s.keys * detail::padded(problem_.v_dim), 0.0f);
     for (index_t h = kv_head * problem_.group(); h < (kv_head + 1) * problem_.group(); ++h) {
@@ -131,8 +131,8 @@ private:
     for (index_t q = index_t{tile} * map_.tile.q; q < end; q += query_block) {
       const int count = static_cast<int>(std::min<index_t>(query_block, end - q));
       const int lanes = padded_lanes(count);
-      const float_rows rows = vector_rows(in_.q, s.b, h, q, count, work.queries.data());
-      const float_rows douts = vector_rows(up_.dout, s.b, h, q, count, work.douts.data());
+      const float_rows rows = vector_rows(level_, in_.q, s.b, h, q, count, work.queries.data());
+      const float_rows douts = vector_rows(level_, up_.dout, s.b, h, q, count, work.douts.data());
       dispatch(level_, transpose_kernel{rows, count, qk_dim, query_factor<Score>(problem_.scale),
                                         work.queries_t.data()});
       dispatch(level_, transpose_kernel{douts, count, v_dim, 1.0f, work.douts_t.data()});

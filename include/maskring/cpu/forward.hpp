@@ -66,9 +66,10 @@ private:
     using namespace detail;
     const int lanes = padded_lanes(count);
     const index_t kv_head = h / problem_.group();
-    dispatch(level_, transpose_kernel{broadcast_rows(in_.q, b, h, q, count, work.rows.data()),
-                                      count, problem_.qk_dim, query_factor<Score>(problem_.scale),
-                                      work.queries.data()});
+    dispatch(level_,
+             transpose_kernel{broadcast_rows(level_, in_.q, b, h, q, count, work.rows.data()),
+                              count, problem_.qk_dim, query_factor<Score>(problem_.scale),
+                              work.queries.data()});
     running_rows state;
     start(state, work, b, h, q, count);
     const index_t row = map_.row(static_cast<int>(b), static_cast<int>(h), tile);
@@ -81,8 +82,8 @@ private:
                            keys};
       const verdict kept = block_verdict(mask_, partial, at);
       if (kept == verdict::none) return;
-      const float_rows k = broadcast_rows(in_.k, b, kv_head, kv, keys, work.keys.data());
-      const float_rows v = broadcast_rows(in_.v, b, kv_head, kv, keys, work.values.data());
+      const float_rows k = broadcast_rows(level_, in_.k, b, kv_head, kv, keys, work.keys.data());
+      const float_rows v = broadcast_rows(level_, in_.v, b, kv_head, kv, keys, work.values.data());
       float* scores = work.scores.data();
       multiply<left::rows, false>(level_,
                                   {k.data, k.stride, work.queries.data(), query_block, scores,
@@ -109,7 +110,7 @@ private:
       std::fill_n(state.out, problem_.v_dim * query_block, 0.0f);
       return;
     }
-    const float_rows out = broadcast_rows(previous.out, b, h, q, count, nullptr);
+    const float_rows out = broadcast_rows(level_, previous.out, b, h, q, count, nullptr);
     dispatch(level_, transpose_kernel{out, count, problem_.v_dim, 1.0f, state.out});
     float weight[query_block] = {};
     for (int l = 0; l < count; ++l) {

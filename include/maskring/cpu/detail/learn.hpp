@@ -10,11 +10,11 @@ namespace maskring::cpu::detail {
 
 /// A block of transposed scores on the way back, before the softmax's gradient replaces it.
 struct score_gradient_block {
-  const float* given;   ///< scaled scores that the modifier was given, natural units
-  const float* scores;  ///< what became of them, masked, base 2
-  const float* dp;      ///< dout·vᵀ
-  const float* lse;     ///< per lane, base 2
-  const float* delta;   ///< per lane
+  const float* given;  ///< scaled scores that the modifier was given, natural units
+  const float* scores; ///< what became of them, masked, base 2
+  const float* dp;     ///< dout·vᵀ
+  const float* lse;    ///< per lane, base 2
+  const float* delta;  ///< per lane
 };
 
 /// Calls score.add_gradient for every pair whose weight is not 0, with dscore = p·(dp − delta).

@@ -59,7 +59,7 @@ MASKRING_INLINE void product_block(const product& p, int row, int column) {
     MASKRING_UNROLL
     for (int v = 0; v < Vectors; ++v) {
       float* to = c + i * p.c_stride + v * Isa::lanes;
-      if constexpr (Add) {  // last, so that a large sum rounds once a block instead of once a term
+      if constexpr (Add) { // last, so that a large sum rounds once a block instead of once a term
         reg before;
         simd::load(before, to);
         sum[i][v] += before;

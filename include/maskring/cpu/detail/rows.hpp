@@ -31,41 +31,61 @@ struct float_rows {
   const float* row(index_t i) const { return data + i * stride; }
 };
 
-/// Converts rows [first, first + count) of one head into `to`, padded.
+/// Copies rows as floats, padded.
 template <class T>
-void copy_rows(const view<const T, 4>& from, index_t b, index_t h, index_t first, index_t count,
-               float* to) {
-  const index_t dim = from.extent(3), stride = padded(dim);
-  for (index_t i = 0; i < count; ++i, to += stride) {
-    const T* row = &from(b, h, first + i, 0);
-    for (index_t d = 0; d < dim; ++d) to[d] = static_cast<float>(row[d]);
-    std::fill(to + dim, to + stride, 0.0f);
+struct copy_kernel {
+  const T* from;
+  index_t from_stride;
+  index_t count;
+  index_t dim;
+  float* to;
+
+  template <class Isa>
+  MASKRING_INLINE void operator()(Isa) const {
+    const T* source = from;
+    float* target = to;
+    for (index_t i = 0; i < count; ++i, source += from_stride, target += padded(dim)) {
+      index_t d = 0;
+      for (; d + Isa::lanes <= dim; d += Isa::lanes) {
+        typename Isa::reg x;
+        simd<Isa>::load(x, source + d);
+        simd<Isa>::store(x, target + d);
+      }
+      for (; d < padded(dim); ++d) target[d] = d < dim ? static_cast<float>(source[d]) : 0.0f;
+    }
   }
+};
+
+/// Copies rows [first, first + count) of one head into `buffer`.
+template <class T>
+float_rows copied_rows(isa level, const view<const T, 4>& from, index_t b, index_t h, index_t first,
+                       index_t count, float* buffer) {
+  const index_t dim = from.extent(3);
+  dispatch(level, copy_kernel<T>{&from(b, h, first, 0), from.stride(2), count, dim, buffer});
+  return {buffer, padded(dim)};
 }
 
-/// Rows as broadcast operands: the caller's own where they are floats, else converted.
+/// Rows as broadcast operands: the caller's own where they are floats.
 template <class T>
-float_rows broadcast_rows(const view<const T, 4>& from, index_t b, index_t h, index_t first,
-                          index_t count, float* buffer) {
+float_rows broadcast_rows(isa level, const view<const T, 4>& from, index_t b, index_t h,
+                          index_t first, index_t count, float* buffer) {
   if constexpr (std::is_same_v<T, float>) {
     return {&from(b, h, first, 0), from.stride(2)};
   } else {
-    copy_rows(from, b, h, first, count, buffer);
-    return {buffer, padded(from.extent(3))};
+    return copied_rows(level, from, b, h, first, count, buffer);
   }
 }
 
 /// Rows as vector operands: the caller's own where they are floats in whole, aligned registers.
 template <class T>
-float_rows vector_rows(const view<const T, 4>& from, index_t b, index_t h, index_t first,
+float_rows vector_rows(isa level, const view<const T, 4>& from, index_t b, index_t h, index_t first,
                        index_t count, float* buffer) {
   if constexpr (std::is_same_v<T, float>) {
     const float* row = &from(b, h, first, 0);
     const bool whole = from.extent(3) % row_padding == 0 && from.stride(2) % row_padding == 0;
     if (whole && reinterpret_cast<std::uintptr_t>(row) % 64 == 0) return {row, from.stride(2)};
   }
-  copy_rows(from, b, h, first, count, buffer);
-  return {buffer, padded(from.extent(3))};
+  return copied_rows(level, from, b, h, first, count, buffer);
 }
 
 /// to[d][lane] = factor·from[lane][d], zero in lanes from `count` on.
@@ -78,16 +98,40 @@ struct transpose_kernel {
 
   template <class Isa>
   MASKRING_INLINE void operator()(Isa) const {
-    constexpr int step = 8;
-    for (int lane = count; lane < padded_lanes(count); ++lane) {
-      for (index_t d = 0; d < dim; ++d) to[d * query_block + lane] = 0;
-    }
-    for (index_t d0 = 0; d0 < dim; d0 += step) {
-      const index_t d1 = std::min(dim, d0 + step);
-      for (int lane = 0; lane < count; ++lane) {
-        const float* row = from.row(lane);
-        for (index_t d = d0; d < d1; ++d) to[d * query_block + lane] = factor * row[d];
+    constexpr int side = Isa::lanes;
+    for (int lane = 0; lane < padded_lanes(count); lane += side) {
+      index_t d = 0;
+      for (; lane + side <= count && d + side <= dim; d += side) square<Isa>(lane, d);
+      for (; d < dim; ++d) {
+        for (int l = lane; l < lane + side; ++l) {
+          to[d * query_block + l] = l < count ? factor * from.row(l)[d] : 0.0f;
+        }
       }
+    }
+  }
+
+  /// A square of registers: zipping its halves log2(side) times transposes it.
+  template <class Isa>
+  MASKRING_INLINE void square(int lane, index_t d) const {
+    constexpr int side = Isa::lanes;
+    typename Isa::reg x[side], zipped[side];
+    MASKRING_UNROLL
+    for (int i = 0; i < side; ++i) simd<Isa>::load(x[i], from.row(lane + i) + d);
+    MASKRING_UNROLL
+    for (int step = 1; step < side; step *= 2) {
+      MASKRING_UNROLL
+      for (int i = 0; i < side / 2; ++i) {
+        zipped[2 * i] = x[i];
+        zipped[2 * i + 1] = x[i + side / 2];
+        Isa::zip(zipped[2 * i], zipped[2 * i + 1]);
+      }
+      MASKRING_UNROLL
+      for (int i = 0; i < side; ++i) x[i] = zipped[i];
+    }
+    MASKRING_UNROLL
+    for (int i = 0; i < side; ++i) {
+      x[i] *= factor;
+      simd<Isa>::store(x[i], to + (d + i) * query_block + lane);
     }
   }
 };

@@ -84,7 +84,7 @@ struct softmax_kernel {
     }
     MASKRING_UNROLL
     for (int v = 0; v < Vectors; ++v) {
-      sum[v] += before[v];  // last, so that a large sum rounds once a block instead of once a key
+      sum[v] += before[v]; // last, so that a large sum rounds once a block instead of once a key
       simd::store(sum[v], state.sum + lane + v * Isa::lanes);
     }
     if (!rescale) return;

@@ -38,7 +38,8 @@ public:
         next_(static_cast<std::size_t>(p.batch * p.q_heads * map.q_tiles())) {
     for (index_t b = 0, at = 0; b < p.batch; ++b) {
       for (index_t h = 0; h < p.q_heads; ++h) {
-        for (int i = 0; i < map.q_tiles(); ++i, ++at) next_[static_cast<std::size_t>(at)] = first_span(b, h, i, 0);
+        for (int i = 0; i < map.q_tiles(); ++i, ++at)
+          next_[static_cast<std::size_t>(at)] = first_span(b, h, i, 0);
       }
     }
   }
