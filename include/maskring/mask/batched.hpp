@@ -53,7 +53,7 @@ public:
     }
     return seen;
   }
-  friend constexpr bool operator==(const batched&, const batched&) = default;
+  friend bool operator==(const batched&, const batched&) = default;
 
 private:
   Inner inner_;

@@ -18,7 +18,7 @@ struct both {
   constexpr kleene operator()(range batch, range head, range q, range kv) const {
     return ask(a, batch, head, q, kv) & ask(b, batch, head, q, kv);
   }
-  friend constexpr bool operator==(const both&, const both&) = default;
+  friend bool operator==(const both&, const both&) = default;
 };
 
 /// Keep where at least one keeps. Also written `a | b`.
@@ -33,7 +33,7 @@ struct either {
   constexpr kleene operator()(range batch, range head, range q, range kv) const {
     return ask(a, batch, head, q, kv) | ask(b, batch, head, q, kv);
   }
-  friend constexpr bool operator==(const either&, const either&) = default;
+  friend bool operator==(const either&, const either&) = default;
 };
 
 /// Keep where the other does not. Also written `!a`.
@@ -47,7 +47,7 @@ struct inverse {
   constexpr kleene operator()(range batch, range head, range q, range kv) const {
     return !ask(a, batch, head, q, kv);
   }
-  friend constexpr bool operator==(const inverse&, const inverse&) = default;
+  friend bool operator==(const inverse&, const inverse&) = default;
 };
 
 /// The mask with its query and key positions shifted: inner(q + q_offset, kv + kv_offset).
@@ -63,7 +63,7 @@ struct shift {
   constexpr kleene operator()(range batch, range head, range q, range kv) const {
     return ask(inner, batch, head, q + q_offset, kv + kv_offset);
   }
-  friend constexpr bool operator==(const shift&, const shift&) = default;
+  friend bool operator==(const shift&, const shift&) = default;
 };
 
 /// A mask that branches on its indices, kept from being asked about ranges: its tiles are
@@ -74,7 +74,7 @@ struct elementwise {
   constexpr bool operator()(int batch, int head, int q, int kv) const {
     return static_cast<bool>(inner(batch, head, q, kv));
   }
-  friend constexpr bool operator==(const elementwise&, const elementwise&) = default;
+  friend bool operator==(const elementwise&, const elementwise&) = default;
 };
 
 /// A promise that an element-wise mask is the same for every batch entry and head, so that one
@@ -90,7 +90,7 @@ struct uniform {
   constexpr kleene operator()(range, range, range q, range kv) const {
     return {verdict::some, static_cast<std::uint8_t>(q.depends | kv.depends)};
   }
-  friend constexpr bool operator==(const uniform&, const uniform&) = default;
+  friend bool operator==(const uniform&, const uniform&) = default;
 };
 
 template <class A>

@@ -142,7 +142,7 @@ struct document {
     return seen;
   }
 
-  friend constexpr bool operator==(const document&, const document&) = default;
+  friend bool operator==(const document&, const document&) = default;
 };
 
 document(document_view)->document<full>;

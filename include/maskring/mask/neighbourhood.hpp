@@ -165,7 +165,7 @@ public:
                                        axis(from.at[1], to.at[1], reach_.y, canvas.y);
                               });
   }
-  friend constexpr bool operator==(neighbourhood, neighbourhood) = default;
+  friend bool operator==(neighbourhood, neighbourhood) = default;
 
 private:
   static constexpr auto axis(auto q, auto kv, int reach, int size) {

@@ -196,7 +196,7 @@ public:
       add_shared(table_.gradient + entry(h, q, kv), static_cast<double>(dscore));
     }
   }
-  friend constexpr bool operator==(const bias&, const bias&) = default;
+  friend bool operator==(const bias&, const bias&) = default;
 
 private:
   constexpr index_t entry(int h, int q, int kv) const {

@@ -28,7 +28,7 @@ struct then {
     }
   }
 
-  friend constexpr bool operator==(const then&, const then&) = default;
+  friend bool operator==(const then&, const then&) = default;
 };
 
 template <score_mod First, score_mod Second>

@@ -38,7 +38,7 @@ struct rewritten_mask {
     return {mixed ? verdict::some : all.value(), any.depends()};
   }
 
-  friend constexpr bool operator==(const rewritten_mask&, const rewritten_mask&) = default;
+  friend bool operator==(const rewritten_mask&, const rewritten_mask&) = default;
 };
 
 /// score(s, b, h, q_map(q), kv_map(kv)): score modifiers see global indices on every rank.
@@ -60,7 +60,7 @@ struct rewritten_score {
     score.add_gradient(dscore, s, batch, head, q_map(q), kv_map(kv));
   }
 
-  friend constexpr bool operator==(const rewritten_score&, const rewritten_score&) = default;
+  friend bool operator==(const rewritten_score&, const rewritten_score&) = default;
 };
 
 template <mask_mod Mask, index_map QMap, index_map KvMap>
