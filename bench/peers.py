@@ -19,6 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from triton.testing import do_bench
 
+from cases import CASE_KEYS, describe
+
 torch._dynamo.config.cache_size_limit = 1000
 compiled_flex = torch.compile(flex_attention, dynamic=False)
 compiled_block_mask = torch.compile(create_block_mask, dynamic=False)
@@ -159,19 +161,6 @@ def run_attention(case, wanted):
                 lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True)
             )
     return times
-
-
-CASE_KEYS = ("mask", "score", "type", "batch", "heads", "kv_heads", "seq", "dim")
-
-
-def describe(record):
-    if record["what"] == "block_map":
-        return f"block map {record['mask']}, {record['q_len']} x {record['kv_len']}"
-    score = "" if record["score"] == "none" else " + " + record["score"]
-    return (
-        f"{record['what']} {record['mask']}{score}, D {record['dim']}, {record['seq']}, "
-        f"{record['batch']} x {record['heads']}"
-    )
 
 
 def report(record):

@@ -9,12 +9,15 @@
 #include <maskring/cuda/backward.cuh>
 #include <maskring/cuda/block_map.cuh>
 #include <maskring/cuda/forward.cuh>
+#include <maskring/mask/basic.hpp>
 #include <maskring/score/concepts.hpp>
 
 #include <cuda_bf16.h>
 
 #include <cstdint>
+#include <stdexcept>
 #include <string>
+#include <type_traits>
 
 namespace bench {
 
@@ -33,6 +36,25 @@ __global__ void fill_normal(T* out, std::size_t count, std::uint32_t seed) {
        i += std::size_t{gridDim.x} * blockDim.x) {
     out[i] = static_cast<T>(sqrtf(-2 * logf(uniform(2 * i))) * cospif(2 * uniform(2 * i + 1)));
   }
+}
+
+inline const char* kernel_name(mr::cuda::kernel kernel) {
+  return kernel == mr::cuda::kernel::portable ? "portable"
+         : kernel == mr::cuda::kernel::hopper ? "hopper"
+                                              : "automatic";
+}
+
+/// The policy that `--kernel automatic|portable|hopper` and `--deterministic 0|1` name.
+inline mr::cuda::policy policy_argument(int count, char** arguments) {
+  mr::cuda::policy policy;
+  policy.deterministic = argument(count, arguments, "deterministic", "1") != "0";
+  const std::string wanted = argument(count, arguments, "kernel", "automatic");
+  for (const auto kernel :
+       {mr::cuda::kernel::automatic, mr::cuda::kernel::portable, mr::cuda::kernel::hopper}) {
+    policy.kernel = kernel;
+    if (wanted == kernel_name(kernel)) return policy;
+  }
+  throw std::invalid_argument{"--kernel is " + wanted + ", expected automatic, portable or hopper"};
 }
 
 struct attention_size {
@@ -67,7 +89,8 @@ double kept_pairs(const Mask& mask, mr::index_t seq) {
 template <class T, int Dim>
 class attention_bench {
 public:
-  attention_bench(report& out, device_timer& timer) : report_{out}, timer_{timer} {}
+  attention_bench(report& out, device_timer& timer, const mr::cuda::policy& policy)
+      : report_{out}, timer_{timer}, policy_{policy} {}
 
   template <mr::mask_mod Mask, class Score = mr::score::none>
   void run(const std::string& name, const Mask& mask, const attention_size& size,
@@ -87,7 +110,8 @@ public:
     const tensor out{timer_, size.batch, size.heads, size.seq, 5};
     const device_array<float> lse(static_cast<std::size_t>(size.batch * size.heads * size.seq));
     const mr::view<float, 3> lse_view{lse.data(), {size.batch, size.heads, size.seq}};
-    const auto exec = mr::cuda::on(timer_.stream(), workspace_);
+    const auto exec =
+        mr::cuda::on(timer_.stream(), workspace_, mr::cuda::head_dims<Dim>).with(policy_);
     const auto map =
         mr::cuda::make_block_map(exec, mask, {size.batch, size.heads, size.seq, size.seq});
     const double flops =
@@ -95,6 +119,8 @@ public:
     const auto add = [&](const char* what, double ms, double work) {
       report_.add(record{}
                       .text("what", what)
+                      .text("kernel", kernel_name(policy_.kernel))
+                      .integer("deterministic", policy_.deterministic)
                       .text("mask", name)
                       .text("score", score_name)
                       .text("type", std::is_same_v<T, __nv_bfloat16> ? "bfloat16" : "half")
@@ -107,24 +133,35 @@ public:
                       .number("flops", work)
                       .number("tflops", work / ms / 1e9));
     };
-    add("forward", timer_.median_ms([&] {
-      mr::forward(exec, mr::inputs{q.read(), k.read(), v.read()}, mr::results{out.view(), lse_view},
-                  mask, map.view(), score);
-    }),
-        flops);
+    const mr::inputs in{q.read(), k.read(), v.read()};
+    const mr::results results{out.view(), lse_view};
+    const auto forward = [&](const auto&... tiles) {
+      mr::forward(exec, in, results, mask, tiles..., score);
+    };
+    add("forward", timer_.median_ms([&] { with_map<Mask>(forward, map); }), flops);
 
     const tensor dq{timer_, size.batch, size.heads, size.seq, 6};
     const tensor dk{timer_, size.batch, size.kv_heads, size.seq, 7};
     const tensor dv{timer_, size.batch, size.kv_heads, size.seq, 8};
-    add("backward", timer_.median_ms([&] {
-      mr::backward(exec, mr::saved{q.read(), k.read(), v.read(), out.read(), lse_view},
-                   mr::upstream{dout.read()}, mr::gradients{dq.view(), dk.view(), dv.view()}, mask,
-                   map.view(), score);
-    }),
-        2.5 * flops);
+    const mr::saved saved{q.read(), k.read(), v.read(), out.read(), lse_view};
+    const mr::gradients gradients{dq.view(), dk.view(), dv.view()};
+    const auto backward = [&](const auto&... tiles) {
+      mr::backward(exec, saved, mr::upstream{dout.read()}, gradients, mask, tiles..., score);
+    };
+    add("backward", timer_.median_ms([&] { with_map<Mask>(backward, map); }), 2.5 * flops);
   }
 
 private:
+  // The full mask needs no map, and calls without one are faster.
+  template <class Mask, class Call>
+  static void with_map(const Call& call, const mr::block_map_view& map) {
+    if constexpr (std::is_same_v<Mask, mr::mask::full>) {
+      call();
+    } else {
+      call(map);
+    }
+  }
+
   class tensor {
   public:
     tensor(const device_timer& timer, mr::index_t batch, mr::index_t heads, mr::index_t seq,
@@ -143,6 +180,7 @@ private:
 
   report& report_;
   device_timer& timer_;
+  mr::cuda::policy policy_;
   mr::cuda::workspace workspace_;
 };
 

@@ -176,7 +176,7 @@ block_map make_block_map(const Executor& exec, const Mask& mask, const map_shape
   if (!grid.empty() && shape.batch * shape.heads > 1) {
     const detail::device_buffer memory{stream, sizeof(detail::build_status)};
     auto* status = memory.at<detail::build_status>(0);
-    detail::find_depends<<<1, 1, 0, stream>>>(detail::range_source<Mask>{mask}, shape, status);
+    detail::start_status(stream, mask, shape, status);
     detail::build_status found;
     block_map::copy(&found, status, 1, stream);
     grid = grid.with_layers((found.depends & batch_axis) != 0, (found.depends & head_axis) != 0);

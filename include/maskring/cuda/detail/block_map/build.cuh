@@ -67,6 +67,14 @@ __global__ void find_depends(range_source<Mask> source, map_shape shape, build_s
   status->depends = source.depends(shape);
 }
 
+/// A status that knows what the mask depends on, and counts from zero.
+template <mask_mod Mask>
+void start_status(cudaStream_t stream, const Mask& mask, const map_shape& shape,
+                  build_status* status) {
+  require_cuda(cudaMemsetAsync(status, 0, sizeof(build_status), stream), "cudaMemsetAsync");
+  find_depends<<<1, 1, 0, stream>>>(range_source<Mask>{mask}, shape, status);
+}
+
 template <class Source>
 __global__ void __launch_bounds__(builder_threads)
     count_runs(Source source, line_grid grid, build_memory memory) {
@@ -155,9 +163,7 @@ public:
   /// First pass. Afterwards the status holds what the second needs.
   void count(cudaStream_t stream, const Mask& mask, const device_buffer& scratch,
              const build_memory& memory) const {
-    require_cuda(cudaMemsetAsync(memory.status, 0, sizeof(build_status), stream),
-                 "cudaMemsetAsync");
-    find_depends<<<1, 1, 0, stream>>>(range_source<Mask>{mask}, grid_.shape, memory.status);
+    start_status(stream, mask, grid_.shape, memory.status);
     if constexpr (by_elements) {
       find_tile_bits<<<static_cast<unsigned>(words()), 256, 0, stream>>>(
           mask, grid_, scratch.at<tile_bits>(bits_));
