@@ -3,6 +3,7 @@
 #pragma once
 
 #include <maskring/cuda/detail/dispatch.cuh>
+#include <maskring/cuda/detail/fp32/launch.cuh>
 #include <maskring/cuda/detail/sm80/backward.cuh>
 #include <maskring/cuda/executor.cuh>
 
@@ -14,11 +15,22 @@ template <class Dim, class Executor, class T, class O, class G, class Mask, clas
 void run_backward(const Executor& exec, const saved<T, O>& in, const upstream<T>& up,
                   const gradients<G>& grad, const Mask& mask, const block_map_view* map,
                   const Score& score, const problem& p, bool accumulate) {
-  constexpr auto shape = sm80::backward_shape(Dim::qk, Dim::v);
   const auto portable = [&](const block_map_view& tiles) {
-    check_tiles("backward", tiles, shape.tile);
-    sm80::backward<shape>(in, up, grad, mask, tiles, score, p, accumulate,
-                          exec.policy().deterministic, exec.workspace(), exec.stream());
+    const bool ordered = exec.policy().deterministic;
+    if constexpr (!std::is_same_v<T, float>) {
+      constexpr auto shape = sm80::backward_shape(Dim::qk, Dim::v);
+      check_tiles("backward", tiles, shape.tile);
+      sm80::backward<shape>(in, up, grad, mask, tiles, score, p, accumulate, ordered,
+                            exec.workspace(), exec.stream());
+    } else if (exec.policy().float_math == float_math::tf32) {
+      fp32::backward<float_math::tf32, Dim::qk, Dim::v>(in, up, grad, mask, tiles, score, p,
+                                                        accumulate, ordered, exec.workspace(),
+                                                        exec.stream());
+    } else {
+      fp32::backward<float_math::ieee, Dim::qk, Dim::v>(in, up, grad, mask, tiles, score, p,
+                                                        accumulate, ordered, exec.workspace(),
+                                                        exec.stream());
+    }
   };
   if (map != nullptr) {
     portable(*map);

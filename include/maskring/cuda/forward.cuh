@@ -3,6 +3,7 @@
 #pragma once
 
 #include <maskring/cuda/detail/dispatch.cuh>
+#include <maskring/cuda/detail/fp32/launch.cuh>
 #include <maskring/cuda/detail/sm80/forward.cuh>
 #include <maskring/cuda/executor.cuh>
 
@@ -13,10 +14,18 @@ namespace cuda::detail {
 template <class Dim, class Executor, class T, class O, class Mask, class Score>
 void run_forward(const Executor& exec, const inputs<T>& in, const results<O>& out, const Mask& mask,
                  const block_map_view* map, const Score& score, const problem& p) {
-  constexpr auto shape = sm80::forward_shape(Dim::qk, Dim::v);
   const auto portable = [&](const block_map_view& tiles) {
-    check_tiles("forward", tiles, shape.tile);
-    sm80::forward<shape>(in, out, mask, tiles, score, p, exec.stream());
+    if constexpr (!std::is_same_v<T, float>) {
+      constexpr auto shape = sm80::forward_shape(Dim::qk, Dim::v);
+      check_tiles("forward", tiles, shape.tile);
+      sm80::forward<shape>(in, out, mask, tiles, score, p, exec.stream());
+    } else if (exec.policy().float_math == float_math::tf32) {
+      fp32::forward<float_math::tf32, Dim::qk, Dim::v>(in, out, mask, tiles, score, p,
+                                                       exec.stream());
+    } else {
+      fp32::forward<float_math::ieee, Dim::qk, Dim::v>(in, out, mask, tiles, score, p,
+                                                       exec.stream());
+    }
   };
   if (map != nullptr) {
     portable(*map);

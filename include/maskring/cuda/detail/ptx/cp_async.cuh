@@ -13,6 +13,11 @@ __device__ inline void copy_async(std::uint32_t shared, const void* global, bool
                "r"(bytes));
 }
 
+/// Copies 4 bytes; both addresses are multiples of 4.
+__device__ inline void copy_async_word(std::uint32_t shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global));
+}
+
 /// Closes a group: the copies that this thread has started since the last one.
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 

@@ -3,8 +3,9 @@
 #pragma once
 
 #include <maskring/cuda/detail/device.cuh>
+#include <maskring/cuda/detail/row_sums.cuh>
 #include <maskring/cuda/detail/sm80/backward_kernel.cuh>
-#include <maskring/cuda/detail/sm80/backward_rows.cuh>
+#include <maskring/cuda/detail/sm80/dq_kernel.cuh>
 #include <maskring/cuda/workspace.cuh>
 
 namespace maskring::cuda::detail::sm80 {
@@ -52,11 +53,7 @@ void backward(const saved<T, O>& in, const upstream<T>& up, const gradients<G>& 
   require_cuda(cudaMemsetAsync(scratch.at<void>(memory.cleared), 0, memory.end - memory.cleared,
                                stream),
                "cudaMemsetAsync");
-  const index_t rows = tiles * P.tile.q;
-  launch(&row_sums_kernel<T, O>, "the launch of sm80::row_sums_kernel", (rows + 31) / 32, 256, 0,
-         stream,
-         {up.dout, in.out, in.lse, up.dlse, lse2, delta, heads, static_cast<int>(p.q_len),
-          q_tiles * P.tile.q, rows, has_vectors(up.dout) && has_vectors(in.out)});
+  sum_rows(up.dout, in.out, in.lse, up.dlse, q_tiles * P.tile.q, lse2, delta, stream);
 
   using arguments = backward_arguments<P, T, Mask, Score>;
   launch(&backward_kernel<arguments>, "the launch of sm80::backward_kernel",
@@ -76,6 +73,7 @@ void backward(const saved<T, O>& in, const upstream<T>& up, const gradients<G>& 
                    dq_sums,
                    scratch.at<int>(memory.dq_done),
                    scratch.at<int>(memory.next_unit),
+                   static_cast<int>(p.batch * p.kv_heads),
                    heads,
                    static_cast<int>(p.kv_heads),
                    static_cast<int>(p.group()),
@@ -94,7 +92,7 @@ void backward(const saved<T, O>& in, const upstream<T>& up, const gradients<G>& 
   launch(&dq_kernel<dq_arguments<P, T>>, "the launch of sm80::dq_kernel", tiles, P.threads(), 0,
          stream, {row_store::of(grad.dq, accumulate), dq_sums, p.scale, q_tiles, heads});
   if (grad.dsink) {
-    launch(&sink_kernel<1024>, "the launch of sm80::sink_kernel", heads, 1024, 0, stream,
+    launch(&sink_kernel<1024>, "the launch of sink_kernel", heads, 1024, 0, stream,
            {in.sink, grad.dsink, lse2, delta, static_cast<int>(p.batch), heads,
             q_tiles * P.tile.q, static_cast<int>(p.q_len), accumulate});
   }

@@ -11,6 +11,7 @@
 #include <maskring/core/problem.hpp>
 #include <maskring/cuda/detail/dq_order.cuh>
 #include <maskring/cuda/detail/fragment.cuh>
+#include <maskring/cuda/detail/learn.cuh>
 #include <maskring/cuda/detail/ptx/mma.cuh>
 #include <maskring/cuda/detail/ptx/red.cuh>
 #include <maskring/cuda/detail/sm80/backward_policy.cuh>
@@ -47,9 +48,18 @@ class backward_block {
 
 public:
   __device__ backward_block(const Arguments& args, std::uint32_t shared, int unit)
-      : args_{args}, shared_{shared}, kv_tile_{unit % args.kv_tiles},
-        kv_head_{unit / args.kv_tiles % args.kv_heads},
-        batch_{unit / args.kv_tiles / args.kv_heads} {}
+      : args_{args}, shared_{shared} {
+    // Blocks that take turns at one head follow each other at a distance. Several heads at a time
+    // let enough of them begin for all multiprocessors.
+    constexpr int heads_at_a_time = 8;
+    const int first = unit / (heads_at_a_time * args.kv_tiles) * heads_at_a_time;
+    const int count = min(heads_at_a_time, args.layers - first);
+    const int within = unit - first * args.kv_tiles;
+    kv_tile_ = within / count;
+    const int layer = first + within % count;
+    kv_head_ = layer % args.kv_heads;
+    batch_ = layer / args.kv_heads;
+  }
 
   __device__ void run() {
     const int first_key = kv_tile_ * P.tile.kv;
@@ -80,7 +90,7 @@ public:
       }
       if (args_.ordered) {
         __syncthreads();
-        finish_turn();
+        pass_on();
       }
     }
     ptx::wait_copies<0>();
@@ -95,27 +105,32 @@ private:
     fill_tile<o_layout, threads>(shared_ + o_at(stage),
                                  row_source::of(args_.dout, batch_, head_, args_.dout_vectors),
                                  first);
+    const int row = static_cast<int>(threadIdx.x);
+    if (row < P.tile.q) {
+      const index_t at = row_of(q_tile) * P.tile.q + row;
+      ptx::copy_async_word(shared_ + rows_at(stage) + 4 * row, args_.lse2 + at);
+      ptx::copy_async_word(shared_ + rows_at(stage) + 4 * (P.tile.q + row), args_.delta + at);
+    }
+  }
+
+  /// A value of the query rows in shared memory, the first or second of this lane in part m.
+  __device__ void load_rows(float (&value)[2], int at, int m) const {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      asm volatile("ld.shared.f32 %0, [%1];"
+                   : "=f"(value[r])
+                   : "r"(shared_ + at + 4 * (score_row() + 16 * m + 8 * r)));
+    }
   }
 
   template <bool Masked>
   __device__ void step(int q_tile, const tile_walk<direction::down>& next) {
-    const index_t rows = ((index_t{batch_} * args_.heads + head_) * args_.q_tiles + q_tile);
-    float lse[s_rows][2], delta[s_rows][2];
-#pragma unroll
-    for (int m = 0; m < s_rows; ++m) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const index_t row = rows * P.tile.q + score_row() + 16 * m + 8 * r;
-        lse[m][r] = args_.lse2[row];
-        delta[m][r] = args_.delta[row];
-      }
-    }
+    const index_t rows = row_of(q_tile);
     dq_turn turn;
     if (args_.ordered && warp() == 0) turn.begin(args_.map, batch_, head_, q_tile * P.tile.q / args_.map.tile.q);
 
     ptx::wait_copies<0>();
     __syncthreads();  // the queries are here; the previous step's tiles are used up
-    if (args_.ordered) finish_turn();
     if constexpr (P.stages == 2) {
       if (!next.done()) fetch(next.tile(), 1 - stage_);
       ptx::commit_copies();
@@ -133,9 +148,11 @@ private:
         if constexpr (Masked) {
           apply_mask(p[m], args_.mask, origin(q_tile, m), args_.q_len, args_.kv_len);
         }
+        float lse[2];
+        load_rows(lse, rows_at(stage_), m);
 #pragma unroll
         for (int i = 0; i < count; ++i) {
-          p[m][i] = ptx::exp2(p[m][i] * unit - lse[m][fragment_layout::row(i)]);
+          p[m][i] = ptx::exp2(p[m][i] * unit - lse[fragment_layout::row(i)]);
         }
       }
       store_scores(p, P.p_at());
@@ -146,17 +163,22 @@ private:
         ds, shared_ + o_at(stage_), shared_ + P.v_at(), score_warp_row(), score_warp_column());
 #pragma unroll
     for (int m = 0; m < s_rows; ++m) {
+      float delta[2];
+      load_rows(delta, rows_at(stage_) + 4 * P.tile.q, m);
       if constexpr (Arguments::has_score) {
-        differentiate<Masked>(p[m], ds[m], lse[m], delta[m], origin(q_tile, m));
+        float lse[2];
+        load_rows(lse, rows_at(stage_), m);
+        differentiate<Masked>(p[m], ds[m], lse, delta, origin(q_tile, m));
       } else {
 #pragma unroll
         for (int i = 0; i < count; ++i) {
-          ds[m][i] = p[m][i] * (ds[m][i] - delta[m][fragment_layout::row(i)]);
+          ds[m][i] = p[m][i] * (ds[m][i] - delta[fragment_layout::row(i)]);
         }
       }
     }
     if constexpr (Arguments::has_score) store_scores(p, P.p_at());
     store_scores(ds, P.ds_at());
+    if (args_.ordered) pass_on();  // only now: what was added has long arrived, the fence is short
     if (args_.ordered) {
       if (warp() == 0) {
         turn.wait(args_.map, args_.dq_done + rows, kv_tile_, args_.kv_tiles_per_map_tile);
@@ -196,9 +218,12 @@ private:
       if (visible) {
         s = args_.score(dual<float>{p[i] * args_.scale, 1.0f}, at.batch, at.head, q, kv);
       }
+      const float product = p[i] * args_.scale;
       p[i] = visible ? ptx::exp2(s.value * log2_e - lse[r]) : 0.0f;
       // A weight of 0 passes no gradient, also where the modifier gave −inf and no derivative.
-      ds[i] = p[i] > 0 ? p[i] * (ds[i] - delta[r]) * s.derivative : 0.0f;
+      const float dscore = p[i] * (ds[i] - delta[r]);
+      if (p[i] > 0) learn(args_.score, dscore, product, at.batch, at.head, q, kv);
+      ds[i] = p[i] > 0 ? dscore * s.derivative : 0.0f;
     }
   }
 
@@ -304,9 +329,10 @@ private:
     }
   }
 
-  /// Lets the next block add to the query tile that this block added to last. After a barrier.
-  __device__ void finish_turn() {
-    if (pending_ != nullptr && threadIdx.x == 0) dq_turn::pass_on(pending_, kv_tile_);
+  /// Lets the next block add to the query tile that this block added to in its last step. After a
+  /// barrier that followed.
+  __device__ void pass_on() {
+    if (pending_ != nullptr && threadIdx.x == threads - 1) dq_turn::pass_on(pending_, kv_tile_);
     pending_ = nullptr;
   }
 
@@ -350,6 +376,15 @@ private:
     return first + stage * size;
   }
 
+  static __device__ int rows_at(int stage) {
+    constexpr int first = P.rows_at(0), size = P.rows_at(1) - first;
+    return first + stage * size;
+  }
+
+  /// Where the query tile's rows begin in arrays [batch, head, q_tiles], in tiles.
+  __device__ index_t row_of(int q_tile) const {
+    return (index_t{batch_} * args_.heads + head_) * args_.q_tiles + q_tile;
+  }
   static __device__ int warp() { return static_cast<int>(threadIdx.x) / 32; }
   static __device__ int score_warp_row() { return warp() % P.s_warps * s_rows * 16; }
   static __device__ int score_warp_column() { return warp() / P.s_warps * s_columns * 16; }

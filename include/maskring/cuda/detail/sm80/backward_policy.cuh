@@ -33,7 +33,9 @@ struct backward_policy {
   constexpr int o_at(int stage) const { return q_at(stages) + 2 * stage * tile.q * v_dim; }
   constexpr int p_at() const { return o_at(stages); }
   constexpr int ds_at() const { return p_at() + 2 * tile.q * tile.kv; }
-  constexpr int bytes() const { return ds_at() + 2 * tile.q * tile.kv; }
+  /// Each row's lse and delta.
+  constexpr int rows_at(int stage) const { return ds_at() + 2 * tile.q * tile.kv + stage * tile.q * 8; }
+  constexpr int bytes() const { return rows_at(stages); }
 };
 
 /// Everything one launch computes; see forward_arguments for why the policy is part of the type.
@@ -54,6 +56,7 @@ struct backward_arguments {
   float* dq_sums;      ///< [batch, head, q_tiles][tile.q · qk_dim], a tile as the threads hold it
   int* dq_done;        ///< [batch, head, q_tiles], see dq_turn
   int* next_unit;
+  int layers;      ///< batch · kv_heads
   int heads, kv_heads, group, q_len, kv_len;
   int q_tiles, kv_tiles;  ///< of the kernel
   int q_tiles_per_map_tile, kv_tiles_per_map_tile;

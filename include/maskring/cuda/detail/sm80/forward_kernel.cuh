@@ -138,9 +138,8 @@ private:
         apply_mask(scores[m], args_.mask, origin, args_.q_len, args_.kv_len);
       }
       float factor[2];
-      rows_[m].update(scores[m], unit, factor);
-      // Maxima settle soon: mostly there is nothing to rescale.
-      if (__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f)) scale_rows(out_[m], factor);
+      rows_[m].template update<softmax_policy{.lazy = true}>(scores[m], unit, factor);
+      scale_rows<true>(out_[m], factor);
 #pragma unroll
       for (int i = 0; i < P.tile.kv / 16; ++i) {
 #pragma unroll

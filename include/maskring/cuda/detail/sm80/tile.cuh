@@ -62,11 +62,11 @@ __device__ inline void fill_tile(std::uint32_t shared, const row_source& source,
     const std::uint32_t to = shared + Layout::offset(row, chunk);
     if (source.vectors) {
       const std::uint16_t* from = source.data + (first + row) * source.stride + chunk * 8;
-      const bool inside = chunk * 8 < source.dim;
+      // How many of this thread's rows exist, counted from its first; nothing is read past them.
+      const int rows = chunk * 8 < source.dim ? source.length - first - row : 0;
 #pragma unroll
       for (int i = 0; i < Layout::rows / step; ++i) {
-        const bool valid = inside && first + row + i * step < source.length;
-        ptx::copy_async(to + i * step * Layout::row_bytes, valid ? from : source.data, valid);
+        ptx::copy_async(to + i * step * Layout::row_bytes, from, i * step < rows);
         from += step * source.stride;
       }
       return;

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the backward pass does row by row: before its kernel the sums that each row of dout needs,
-// after it the gradient of the queries from the sums in memory, and that of the sinks.
+// What the backward pass sums up row by row before its kernel, and the gradient of the sinks.
 #pragma once
 
-#include <maskring/cuda/detail/fragment.cuh>
+#include <maskring/core/view.hpp>
+#include <maskring/cuda/detail/device.cuh>
 #include <maskring/cuda/detail/ptx/exp2.cuh>
-#include <maskring/cuda/detail/sm80/backward_policy.cuh>
 #include <maskring/cuda/detail/softmax.cuh>
 
+#include <cstdint>
 #include <limits>
 
-namespace maskring::cuda::detail::sm80 {
+namespace maskring::cuda::detail {
 
 /// Eight elements from `column` on, 0 past `dim`.
 template <class T>
@@ -123,53 +123,16 @@ __global__ void __launch_bounds__(Threads) sink_kernel(const __grid_constant__ s
   if (threadIdx.x == 0) args.dsink(h) = part[0] + (args.accumulate ? args.dsink(h) : 0.0f);
 }
 
-/// dq from the sums that the backward kernel left, a tile as its threads held it.
-template <backward_policy P, class T>
-struct dq_arguments {
-  static constexpr backward_policy policy = P;
-  using input_type = T;
-  row_store dq;
-  const float* sums;
-  float scale;
-  int q_tiles, heads;
-};
-
-template <class Arguments>
-__global__ void __launch_bounds__(Arguments::policy.threads())
-    dq_kernel(const __grid_constant__ Arguments args) {
-  constexpr backward_policy P = Arguments::policy;
-  constexpr int rows = P.tile.q / P.q_warps / 16;
-  constexpr int groups = P.qk_dim / (P.warps / P.q_warps) / 8;
-  const int tile = static_cast<int>(blockIdx.x) % args.q_tiles;
-  const int h = static_cast<int>(blockIdx.x) / args.q_tiles % args.heads;
-  const int b = static_cast<int>(blockIdx.x) / args.q_tiles / args.heads;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int first_row = tile * P.tile.q + warp % P.q_warps * rows * 16 +
-                        fragment_layout::first_row(static_cast<int>(threadIdx.x) % 32);
-  const int first_column = warp / P.q_warps * groups * 8;
-  const float4* sums = reinterpret_cast<const float4*>(
-                           args.sums + index_t{blockIdx.x} * (P.tile.q * P.qk_dim)) +
-                       threadIdx.x;
-#pragma unroll
-  for (int m = 0; m < rows; ++m) {
-#pragma unroll
-    for (int g = 0; g < groups; g += 4) {
-      float4 four[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) four[i] = sums[(m * groups + g + i) * P.threads()];
-      float upper[8], lower[8];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        upper[2 * i] = four[i].x * args.scale;
-        upper[2 * i + 1] = four[i].y * args.scale;
-        lower[2 * i] = four[i].z * args.scale;
-        lower[2 * i + 1] = four[i].w * args.scale;
-      }
-      using T = typename Arguments::input_type;
-      store_quad<T>(args.dq, b, h, first_row + 16 * m, first_column + 8 * g, upper);
-      store_quad<T>(args.dq, b, h, first_row + 16 * m + 8, first_column + 8 * g, lower);
-    }
-  }
+/// Queues row_sums_kernel for rows padded to `padded` a head.
+template <class T, class O>
+void sum_rows(const view<const T, 4>& dout, const view<const O, 4>& out,
+              const view<const float, 3>& lse, const view<const float, 3>& dlse, int padded,
+              float* lse2, float* delta, cudaStream_t stream) {
+  const index_t rows = padded * out.extents[0] * out.extents[1];
+  const bool vectors = has_vectors(dout) && has_vectors(out) && out.extents[3] % 8 == 0;
+  launch(&row_sums_kernel<T, O>, "the launch of row_sums_kernel", (rows + 31) / 32, 256, 0, stream,
+         {dout, out, lse, dlse, lse2, delta, static_cast<int>(out.extents[1]),
+          static_cast<int>(out.extents[2]), padded, rows, vectors});
 }
 
-}  // namespace maskring::cuda::detail::sm80
+}  // namespace maskring::cuda::detail
