@@ -222,15 +222,15 @@ private:
         {"scale", std::bit_cast<std::uint32_t>(opt.scale), false},
     };
     require_agreement(comm, call, facts);
-    const auto positive = [&](const char* what, index_t value) {
-      maskring::detail::require(value >= 0, call, ": ", what, " is ", value,
-                                ", expected 0 or more");
+    const auto at_least = [&](index_t least, const char* what, index_t value) {
+      maskring::detail::require(value >= least, call, ": ", what, " is ", value, ", expected ",
+                                least, " or more");
     };
-    positive("batch", sizes.batch);
-    positive("q_heads", sizes.q_heads);
-    positive("kv_heads", sizes.kv_heads);
-    positive("qk_dim", sizes.qk_dim - 1);
-    positive("v_dim", sizes.v_dim - 1);
+    at_least(0, "batch", sizes.batch);
+    at_least(0, "q_heads", sizes.q_heads);
+    at_least(0, "kv_heads", sizes.kv_heads);
+    at_least(1, "qk_dim", sizes.qk_dim);
+    at_least(1, "v_dim", sizes.v_dim);
     maskring::detail::require(
         sizes.q_heads == 0 || (sizes.kv_heads > 0 && sizes.q_heads % sizes.kv_heads == 0), call,
         ": q_heads is ", sizes.q_heads, ", expected a multiple of kv_heads, which is ",

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "../../examples/support/any_layout.hpp"
+#include "../../examples/support/any_mask.hpp"
+
+#include <maskring/cp/plan.hpp>
+
+#include <doctest/doctest.h>
+
+#include <random>
+
+namespace {
+
+using namespace maskring;
+using cp::interval;
+using examples::any_layout;
+
+constexpr const char* layouts[] = {"contiguous", "zigzag", "striped"};
+
+/// What a rank needs of a shard, found by looking at every pair.
+template <class Mask, class Q, class Kv>
+interval brute_needed(const Mask& mask, const cp::shape& s, const cp::shards<Q, Kv>& split,
+                      int rank, int shard) {
+  interval out;
+  for (int b = 0; b < s.batch; ++b) {
+    for (int h = 0; h < s.q_heads; ++h) {
+      for (int q = 0; q < split.q.size(rank); ++q) {
+        for (int kv = 0; kv < split.kv.size(shard); ++kv) {
+          if (mask(b, h, split.q.map(rank)(q), split.kv.map(shard)(kv))) {
+            out = hull(out, interval{kv, kv + 1});
+          }
+        }
+      }
+    }
+  }
+  return out;
+}
+
+/// Needed keys hold those that are seen, and are no more where `exact`; the road holds what is
+/// needed further on, and no more.
+template <class Mask, class Q, class Kv>
+void check_plan(const Mask& mask, const cp::shape& s, const cp::shards<Q, Kv>& split, bool exact) {
+  const cp::plan plan{mask, s, split};
+  const int ranks = split.q.ranks();
+  REQUIRE(plan.ranks() == ranks);
+  for (int shard = 0; shard < ranks; ++shard) {
+    for (int rank = 0; rank < ranks; ++rank) {
+      CAPTURE(rank);
+      CAPTURE(shard);
+      const interval seen = brute_needed(mask, s, split, rank, shard);
+      const interval needed = plan.needed(rank, shard);
+      REQUIRE(needed.contains(seen));
+      REQUIRE(interval{0, plan.kv_size(shard)}.contains(needed));
+      if (exact) REQUIRE(needed.size() == seen.size());
+    }
+    interval later;
+    for (int step = ranks - 1; step > 0; --step) {
+      later = hull(later, plan.needed((shard + step) % ranks, shard));
+      REQUIRE(plan.forwarded(shard, step - 1) == later);
+      REQUIRE(plan.shard_at((shard + step) % ranks, step) == shard);
+    }
+  }
+}
+
+struct seen_by_one_head {
+  constexpr auto operator()(auto b, auto h, auto q, auto kv) const {
+    return (b == 1) & (h == 2) & (q >= kv);
+  }
+};
+
+struct no_verdicts {
+  bool operator()(int, int, int q, int kv) const { return q == kv; }
+};
+
+/// A mask whose verdicts say nothing until a single pair is asked about.
+struct reluctant {
+  constexpr bool operator()(int, int, int q, int kv) const { return q == kv + 5; }
+  constexpr kleene operator()(range, range, range q, range kv) const {
+    if (q.is_point() && kv.is_point()) return q.lo == kv.lo + 5;
+    return verdict::some;
+  }
+};
+
+} // namespace
+
+TEST_CASE("plan: needed keys against looking at every pair, all masks") {
+  const std::uint64_t seed = std::random_device{}();
+  CAPTURE(seed);
+  std::mt19937 random(static_cast<unsigned>(seed));
+  for (const examples::named_entry& entry : examples::mask_names) {
+    const std::string name = entry.name;
+    CAPTURE(name);
+    const bool exact = name == "full" || name == "causal" || name == "sliding_window" ||
+                       name == "prefix_lm" || name == "document" || name == "document_causal" ||
+                       name == "attention_sink";
+    for (const char* layout : layouts) {
+      CAPTURE(layout);
+      const int ranks = 1 + static_cast<int>(random() % 6);
+      const int tokens = 30 + static_cast<int>(random() % 50);
+      CAPTURE(ranks);
+      CAPTURE(tokens);
+      examples::mask_library library{{2, 2, tokens, tokens}};
+      check_plan(library(name), {2, 2, 2, 8, 8}, cp::shards{any_layout{layout, tokens, ranks}},
+                 exact);
+    }
+  }
+}
+
+TEST_CASE("plan: needed keys of random compositions, with keys longer than queries") {
+  const std::uint64_t seed = std::random_device{}();
+  CAPTURE(seed);
+  std::mt19937 random(static_cast<unsigned>(seed));
+  const auto roll = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
+  for (int trial = 0; trial < 60; ++trial) {
+    const int q_len = roll(60), kv_len = roll(80), ranks = 1 + roll(5);
+    examples::mask_library library{{1, 1, std::max(q_len, 1), std::max(kv_len, 1)}};
+    const auto word = [&] {
+      const char* names[] = {"causal", "sliding_window", "prefix_lm", "document", "dilated_window"};
+      return (roll(2) ? "!" : "") + std::string{names[roll(5)]};
+    };
+    const std::string text = word() + (roll(2) ? " & " : " | ") + word();
+    CAPTURE(text);
+    CAPTURE(q_len);
+    CAPTURE(kv_len);
+    CAPTURE(ranks);
+    check_plan(library(text), {1, 1, 1, 8, 8},
+               cp::shards{any_layout{layouts[roll(3)], q_len, ranks},
+                          any_layout{layouts[roll(3)], kv_len, ranks}},
+               false);
+  }
+}
+
+TEST_CASE("plan: all batch entries and heads are asked about") {
+  const cp::shards split{shard::contiguous{40, 4}};
+  check_plan(seen_by_one_head{}, {2, 3, 1, 8, 8}, split, true);
+  CHECK(cp::plan{seen_by_one_head{}, {1, 3, 1, 8, 8}, split}.needed(3, 0).empty());
+  CHECK(cp::plan{seen_by_one_head{}, {2, 3, 1, 8, 8}, split}.needed(3, 0) == interval{0, 10});
+}
+
+TEST_CASE("plan: a mask without verdicts needs everything; one that hesitates ends in time") {
+  const cp::plan plan{no_verdicts{}, {1, 1, 1, 8, 8}, cp::shards{shard::zigzag{50, 3}}};
+  for (int rank = 0; rank < 3; ++rank) {
+    for (int shard = 0; shard < 3; ++shard) {
+      CHECK(plan.needed(rank, shard) == interval{0, plan.kv_size(shard)});
+    }
+  }
+  check_plan(reluctant{}, {1, 1, 1, 8, 8}, cp::shards{shard::striped{61, 4}}, false);
+  const int million = 1 << 20;
+  const cp::plan large{reluctant{}, {1, 1, 1, 8, 8}, cp::shards{shard::contiguous{million, 8}}};
+  CHECK(large.needed(0, 7).size() == million / 8);
+}
+
+TEST_CASE("plan: a window of one shard's width is needed by one neighbour, whatever the ranks") {
+  for (int ranks : {2, 3, 8, 64}) {
+    CAPTURE(ranks);
+    const cp::shape s{1, 4, 2, 64, 32};
+    const cp::plan plan{mask::sliding_window{128}, s,
+                        cp::shards{shard::contiguous{128 * ranks, ranks}}};
+    for (int shard = 0; shard < ranks; ++shard) {
+      CHECK(plan.forwarded(shard, 0).size() == (shard + 1 < ranks ? 128 : 0));
+      for (int step = 1; step + 1 < ranks; ++step) CHECK(plan.forwarded(shard, step).empty());
+    }
+    const cp::savings saved = plan.ring_savings(s, 2);
+    CHECK(saved.steps == 2 * ranks - 1);
+    CHECK(saved.possible_steps == ranks * ranks);
+    CHECK(saved.forward_bytes == (ranks - 1) * 128 * 2 * (64 + 32) * 2);
+    CHECK(saved.unplanned_forward_bytes == ranks * saved.forward_bytes);
+    CHECK(saved.backward_bytes == 3 * saved.forward_bytes);
+    CHECK(saved.unplanned_backward_bytes == ranks * saved.backward_bytes);
+  }
+}
+
+TEST_CASE("plan: causal steps, and what zigzag shards shrink to") {
+  const cp::shape s{1, 1, 1, 8, 8};
+  const cp::plan straight{mask::causal{}, s, cp::shards{shard::contiguous{64, 4}}};
+  CHECK(straight.ring_savings(s, 4).steps == 10);
+  const cp::plan folded{mask::causal{}, s, cp::shards{shard::zigzag{64, 4}}};
+  CHECK(folded.ring_savings(s, 4).steps == 16);
+  // Chunks 0 and 7 of 8 tokens: only the owner of chunk 7 sees it.
+  CHECK(folded.needed(1, 0) == interval{0, 8});
+  CHECK(folded.forwarded(0, 0) == interval{0, 8});
+  CHECK(folded.needed(0, 3) == interval{0, 16});
+  CHECK(folded.all_gather_savings(s, 4).forward_bytes < folded.ring_savings(s, 4).forward_bytes);
+}
+
+TEST_CASE("plan: the fingerprint tells masks apart by what they show, not by where tables lie") {
+  const cp::shape s{2, 4, 4, 8, 8};
+  const auto print = [&](auto mask, index_t tokens) {
+    return cp::mask_fingerprint(mask, s, tokens, tokens);
+  };
+  for (index_t tokens : {100, 1 << 20}) {
+    CHECK(print(mask::causal{}, tokens) == print(mask::causal{}, tokens));
+    CHECK(print(mask::prefix_lm{64}, tokens) != print(mask::prefix_lm{65}, tokens));
+    CHECK(print(mask::sliding_window{30}, tokens) != print(mask::sliding_window{31}, tokens));
+    CHECK(print(mask::causal{}, tokens) != print(mask::full{}, tokens));
+    CHECK(print(mask::elementwise{mask::causal{}}, tokens) !=
+          print(mask::elementwise{mask::sliding_window{8}}, tokens));
+  }
+  const int lengths[] = {40, 25, 35}, others[] = {40, 26, 34};
+  const auto a = mask::document_table::from_lengths(lengths),
+             b = mask::document_table::from_lengths(lengths),
+             c = mask::document_table::from_lengths(others);
+  CHECK(print(mask::document{a.view()}, 100) == print(mask::document{b.view()}, 100));
+  CHECK(print(mask::document{a.view()}, 100) != print(mask::document{c.view()}, 100));
+}
