@@ -34,14 +34,17 @@ def median_ms(work, budget=150):
 
 
 def mask_mod(name, seq):
-    """The mask_mod of a name such as "window 1024"; None for the full mask."""
+    """The mask_mod of a name such as "window 1024 or prefix 4096"; None for the full mask."""
+    for word, join in (" or ", lambda x, y: x | y), (" and ", lambda x, y: x & y):
+        if word in name:
+            first, second = (mask_mod(part, seq) for part in name.split(word, 1))
+            return lambda b, h, q, k: join(first(b, h, q, k), second(b, h, q, k))
     words = name.replace(",", "").split()
     numbers = [int(w) for w in words if w.isdigit()]
-    causal = lambda b, h, q, k: q >= k
     if words[0] == "full":
         return None
-    if words[0] == "causal":  # as a predicate on ints it is what mask_mod always is
-        return causal
+    if words[0] == "causal":  # "on ints" or not: that is what a mask_mod always is
+        return lambda b, h, q, k: q >= k
     if words[0] == "window":
         (width,) = numbers
         return lambda b, h, q, k: (q >= k) & (q - k <= width)
@@ -56,16 +59,15 @@ def mask_mod(name, seq):
         half, block = numbers
 
         def diffusion(b, h, q, k):
-            q_noised, k_noised = q < half, k < half
             bq, bk = (q % half) // block, (k % half) // block
             return (
-                ((bq == bk) & (q_noised == k_noised))
-                | ((bq > bk) & q_noised & ~k_noised)
-                | ((bq >= bk) & ~q_noised & ~k_noised)
+                ((bq == bk) & (q < half) & (k < half))
+                | ((bq > bk) & (q < half) & (k >= half))
+                | ((bq >= bk) & (q >= half) & (k >= half))
             )
 
         return diffusion
-    return NotImplemented
+    raise ValueError(f"no mask_mod is known for {name}")
 
 
 def score_mod(name, heads):
@@ -75,7 +77,9 @@ def score_mod(name, heads):
         return lambda s, b, h, q, k: cap * torch.tanh(s / cap)
     if words[0] == "alibi":
         return lambda s, b, h, q, k: s + (k - q) * torch.exp2(-(h + 1) * 8.0 / heads)
-    return None if words[0] == "none" else NotImplemented
+    if words[0] == "none":
+        return None
+    raise ValueError(f"no score_mod is known for {name}")
 
 
 def tensors(case):
@@ -107,20 +111,19 @@ def attention_peers(case):
                     )
 
             peers[name] = sdpa
-    if mask is not NotImplemented and score is not NotImplemented:
-        block_mask = None
-        if mask is not None:
-            block_mask = compiled_block_mask(mask, None, None, case["seq"], case["seq"], device="cuda")
-        peers["FlexAttention"] = lambda q, k, v: compiled_flex(
-            q, k, v, score_mod=score, block_mask=block_mask, enable_gqa=grouped
-        )
+    block_mask = None
+    if mask is not None:
+        block_mask = create_block_mask(mask, None, None, case["seq"], case["seq"], device="cuda")
+    peers["FlexAttention"] = lambda q, k, v: compiled_flex(
+        q, k, v, score_mod=score, block_mask=block_mask, enable_gqa=grouped
+    )
     return peers
 
 
 def block_map_peers(case, eager):
-    mask = mask_mod(case["mask"], case["kv_len"])
-    if mask is None or mask is NotImplemented or "," in case["mask"].replace(", causal", ""):
+    if "," in case["mask"].replace(", causal", "", 1) or case["q_len"] != case["kv_len"]:
         return {}
+    mask = mask_mod(case["mask"], case["kv_len"])
     shape = (None, None, case["q_len"], case["kv_len"])
     tile = (case["tile_q"], case["tile_kv"])
     make = lambda f: lambda: f(mask, *shape, device="cuda", BLOCK_SIZE=tile)
@@ -130,10 +133,10 @@ def block_map_peers(case, eager):
     return peers
 
 
-def attempt(work):
-    """The time of the work, or why there is none."""
+def attempt(measure):
+    """What the call returns, a time, or why there is none."""
     try:
-        return median_ms(work)
+        return measure()
     except torch.cuda.OutOfMemoryError:
         return "out of memory"
     except Exception as failure:  # a peer that cannot do a case must not end the run
@@ -143,23 +146,23 @@ def attempt(work):
 
 
 def run_attention(case, wanted):
-    """Times of the peers for one case: {what: {peer: ms}}."""
+    """Times of the peers for one case: {what: {peer: ms}}. Forward passes keep what backward passes
+    need, as maskring's do."""
     q, k, v = tensors(case)
     dout = torch.randn_like(q)
+
+    def forward_ms(peer):
+        return median_ms(lambda: peer(q, k, v))
+
+    def backward_ms(peer):
+        out = peer(q, k, v)
+        return median_ms(lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True))
+
     times = {what: {} for what in wanted}
     for name, peer in attention_peers(case).items():
-        if "forward" in wanted:
-            with torch.no_grad():
-                times["forward"][name] = attempt(lambda: peer(q, k, v))
-        if "backward" in wanted:
-            try:
-                out = peer(q, k, v)
-            except Exception as failure:
-                times["backward"][name] = str(failure).strip().split("\n")[0][:80]
-                continue
-            times["backward"][name] = attempt(
-                lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True)
-            )
+        for what, measure in (("forward", forward_ms), ("backward", backward_ms)):
+            if what in wanted:
+                times[what][name] = attempt(lambda: measure(peer))
     return times
 
 
@@ -204,7 +207,7 @@ def main():
         if r["what"] == "block_map":
             for name, work in block_map_peers(r, options.eager).items():
                 torch.cuda.reset_peak_memory_stats()
-                r["peers"][name] = attempt(work)
+                r["peers"][name] = attempt(lambda: median_ms(work))
                 r.setdefault("peer_bytes", {})[name] = torch.cuda.max_memory_allocated()
             report(r)
 
