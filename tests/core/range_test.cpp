@@ -128,3 +128,13 @@ TEST_CASE("constant evaluation") {
   static_assert(floor_mod(range{8, 11}, 4).lo == 0 && floor_mod(range{0, 12, 4}, 4).is_point());
   static_assert(((range{0, 3} < 5) && true).value() == verdict::all);
 }
+
+TEST_CASE("range: qualified calls find the functions of ranges and of numbers") {
+  const auto all = [](auto x) {
+    return maskring::max(maskring::min(maskring::abs(maskring::floor_mod(x, 4)), 7),
+                         maskring::floor_div(x, 4));
+  };
+  CHECK(all(9) == 2);
+  CHECK(all(maskring::range{9}).lo == 2);
+  CHECK(maskring::hull(maskring::range{1}, maskring::range{5}).hi == 5);
+}

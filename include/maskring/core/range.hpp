@@ -169,6 +169,14 @@ private:
   }
 };
 
+// Known here too, so that maskring::floor_div(q, 4) finds them whatever kind of number q is.
+constexpr range floor_div(range a, range b);
+constexpr range floor_mod(range a, range b);
+constexpr range abs(range a);
+constexpr range min(range a, range b);
+constexpr range max(range a, range b);
+constexpr range hull(range a, range b);
+
 /// Floor division of numbers, the same name as for ranges: floor_div(-1, 4) is -1.
 constexpr auto floor_div(std::integral auto a, std::integral auto b) {
   const auto quotient = a / b;
