@@ -35,7 +35,11 @@ public:
     maskring::detail::require(width >= 0, "sliding_window: width is ", width, ", expected 0 or more");
   }
   constexpr int width() const { return width_; }
-  constexpr auto operator()(auto, auto, auto q, auto kv) const { return within(q - kv, 0, width_); }
+  // Written as other masks are, so that a composition with them shares the comparison.
+  constexpr bool operator()(int, int, int q, int kv) const { return q >= kv && q - kv <= width_; }
+  constexpr kleene operator()(range, range, range q, range kv) const {
+    return within(q - kv, 0, width_);
+  }
   friend constexpr bool operator==(sliding_window, sliding_window) = default;
 
 private:

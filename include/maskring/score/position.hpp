@@ -17,6 +17,30 @@ struct relative {
   friend constexpr bool operator==(relative, relative) = default;
 };
 
+namespace detail {
+/// 1 + x/N (1 + x/(N + 1) (…)): the exponential series from its N-th factor on. Written out, not
+/// looped, so that compilers move it out of loops over elements.
+template <int N, int Terms, class Real>
+constexpr Real exponential_series(Real x) {
+  if constexpr (N > Terms) {
+    return Real{1};
+  } else {
+    return Real{1} + x * (Real{1} / Real{N}) * exponential_series<N + 1, Terms>(x);
+  }
+}
+
+/// 2^(−numerator / denominator). Not std::exp2, which compilers leave in loops: it may set errno.
+template <class Real>
+constexpr Real inverse_power_of_two(int numerator, int denominator) {
+  const int whole = numerator / denominator;
+  const Real rest = static_cast<Real>(numerator - whole * denominator) /
+                    static_cast<Real>(denominator);
+  constexpr int terms = sizeof(Real) < 8 ? 10 : 18;
+  return exponential_series<1, terms>(rest * static_cast<Real>(-0.69314718055994530942)) /
+         static_cast<Real>(std::int64_t{1} << min(whole, 62));
+}
+}  // namespace detail
+
 /// s + (kv − q) · 2^(−8 (h + 1) / heads): a penalty for distance that differs from head to head
 /// (O. Press et al., ALiBi, 2021).
 class alibi {
@@ -28,7 +52,7 @@ public:
   template <class Score>
   constexpr Score operator()(Score s, int, int h, int q, int kv) const {
     using real = detail::real<Score>;
-    const real slope = std::exp2(real{-8} * static_cast<real>(h + 1) / static_cast<real>(heads_));
+    const real slope = detail::inverse_power_of_two<real>(8 * (h + 1), heads_);
     return s + static_cast<real>(kv - q) * slope;
   }
   friend constexpr bool operator==(alibi, alibi) = default;
