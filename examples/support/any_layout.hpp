@@ -36,15 +36,21 @@ class any_layout {
 public:
   /// @throws std::invalid_argument for an unknown name, a negative sequence or no ranks.
   any_layout(const std::string& name, maskring::index_t sequence, int ranks)
-      : kind_{name == "contiguous" ? 0 : name == "zigzag" ? 1 : 2},
-        contiguous_{sequence, ranks}, zigzag_{sequence, ranks}, striped_{sequence, ranks} {
+      : kind_{name == "contiguous" ? 0
+              : name == "zigzag"   ? 1
+                                   : 2},
+        contiguous_{sequence, ranks},
+        zigzag_{sequence, ranks},
+        striped_{sequence, ranks} {
     if (kind_ == 2 && name != "striped") refuse_name("layout", name, layout_names);
   }
 
   maskring::index_t sequence() const { return contiguous_.sequence(); }
   int ranks() const { return contiguous_.ranks(); }
   maskring::index_t size(int rank) const {
-    return kind_ == 0 ? contiguous_.size(rank) : kind_ == 1 ? zigzag_.size(rank) : striped_.size(rank);
+    return kind_ == 0   ? contiguous_.size(rank)
+           : kind_ == 1 ? zigzag_.size(rank)
+                        : striped_.size(rank);
   }
   any_map map(int rank) const {
     if (kind_ == 0) return {0, 0, contiguous_.map(rank).offset, 1};
@@ -60,4 +66,4 @@ private:
   maskring::shard::striped striped_;
 };
 
-}  // namespace examples
+} // namespace examples

@@ -45,6 +45,15 @@ public:
     return static_cast<int>(value);
   }
 
+  /// @throws std::invalid_argument if the next argument is missing or no whole number.
+  int required_integer(const char* what) {
+    if (next_ >= arguments_.size() || arguments_[next_].empty()) {
+      throw std::invalid_argument(name_ + ": the " + what + " is missing, expected " + name_ +
+                                  (next_ > 0 ? ":…" : "") + ":NUMBER");
+    }
+    return integer(what, 0);
+  }
+
   /// @throws std::invalid_argument if arguments are left over.
   void finish() const {
     if (next_ < arguments_.size()) {

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// The job on the host: one call, or a thread a rank.
+#include "problem.hpp"
+
+#include <maskring/maskring.hpp>
+
+namespace flex {
+namespace {
+
+using namespace maskring;
+
+void local(const settings&, const examples::any_mask& mask, whole<float>& x) {
+  forward(host(), inputs{x.q.span(), x.k.span(), x.v.span()}, results{x.out.span(), x.lse_span()},
+          mask);
+  backward(host(), saved{x.q.span(), x.k.span(), x.v.span(), x.out.span(), x.lse_span()},
+           upstream{x.dout.span()}, gradients{x.dq.span(), x.dk.span(), x.dv.span()}, mask);
+}
+
+/// Between a rank's tokens and their places in the whole sequence.
+template <class Whole, class Local, class Copy>
+void each_token(Whole& all, Local& mine, const examples::any_map& map, Copy copy) {
+  for (int b = 0; b < mine.shape[0]; ++b) {
+    for (int h = 0; h < mine.shape[1]; ++h) {
+      for (int i = 0; i < mine.shape[2]; ++i) {
+        copy(all.row(b, h, map(i)), mine.row(b, h, i), mine.shape[3]);
+      }
+    }
+  }
+}
+
+template <class Driver>
+void run_rank(Driver driver, whole<float>& mine) {
+  driver.forward(host(1), inputs{mine.q.span(), mine.k.span(), mine.v.span()},
+                 results{mine.out.span(), mine.lse_span()});
+  driver.backward(
+      host(1), saved{mine.q.span(), mine.k.span(), mine.v.span(), mine.out.span(), mine.lse_span()},
+      upstream{mine.dout.span()}, gradients{mine.dq.span(), mine.dk.span(), mine.dv.span()});
+}
+
+void split(const settings& s, const examples::any_mask& mask, const examples::any_layout& layout,
+           whole<float>& x) {
+  const cp::shape shape{s.n.batch, s.n.heads, s.n.kv_heads, s.n.dim, s.n.v_dim};
+  comm::run_ranks(s.ranks, [&](comm::threads& comm) {
+    const int rank = comm.rank();
+    whole<float> mine{s.n, static_cast<int>(layout.size(rank))};
+    const auto load = [](const float* all, float* part, int dim) { std::copy_n(all, dim, part); };
+    const auto store = [](float* all, const float* part, int dim) { std::copy_n(part, dim, all); };
+    each_token(x.q, mine.q, layout.map(rank), load);
+    each_token(x.k, mine.k, layout.map(rank), load);
+    each_token(x.v, mine.v, layout.map(rank), load);
+    each_token(x.dout, mine.dout, layout.map(rank), load);
+    if (s.method == "ring") {
+      run_rank(cp::ring{comm, shape, layout, mask}, mine);
+    } else {
+      run_rank(cp::all_gather{comm, shape, layout, mask}, mine);
+    }
+    each_token(x.out, mine.out, layout.map(rank), store);
+    each_token(x.dq, mine.dq, layout.map(rank), store);
+    each_token(x.dk, mine.dk, layout.map(rank), store);
+    each_token(x.dv, mine.dv, layout.map(rank), store);
+  });
+}
+
+} // namespace
+
+const device_calls on_host{local, split};
+
+} // namespace flex
