@@ -62,7 +62,7 @@ public:
     builder.write(exec.stream(), mask, scratch_, memory);
   }
 
-  /// Waits for the stream and reports whether the last rebuild() captured the mask.
+  /// Waits for the stream and reports whether the last rebuild() made the map of its mask.
   /// @throws std::length_error if it needed more runs than the bound, std::invalid_argument if the
   /// mask depends on an axis that the bound says it does not depend on, or contradicts itself.
   template <class Executor>
