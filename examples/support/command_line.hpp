@@ -2,6 +2,7 @@
 // Options of a program: `--name value` or `--name=value`, flags without a value.
 #pragma once
 
+#include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstdlib>
@@ -27,7 +28,7 @@ public:
     for (int i = 1; i < count; ++i) {
       const std::string word = words[i];
       if (word.rfind("--", 0) != 0) {
-        throw std::invalid_argument("'" + word + "' is no option, expected --NAME VALUE");
+        throw std::invalid_argument("expected --NAME VALUE, not '" + word + "'");
       }
       const auto equals = word.find('=');
       const std::string name = word.substr(2, equals == std::string::npos ? equals : equals - 2);
@@ -102,12 +103,17 @@ public:
 
   /// The options as lines of a --help text.
   static std::string list(std::span<const option> known) {
+    constexpr std::size_t column = 28;
     std::string text;
     for (const option& o : known) {
-      std::string line = "  --" + std::string{o.name} + (o.value ? " " + std::string{o.value} : "");
-      line.resize(line.size() < 28 ? 28 : line.size() + 1, ' ');
-      for (const char* c = o.help; *c; ++c)
-        line += *c == '\n' ? "\n" + std::string(28, ' ') : std::string{*c};
+      std::string line{"  --"};
+      line += o.name;
+      if (o.value) line.append(" ").append(o.value);
+      line.resize(std::max(column, line.size() + 1), ' ');
+      for (const char* c = o.help; *c; ++c) {
+        line += *c;
+        if (*c == '\n') line.append(column, ' ');
+      }
       text += line + '\n';
     }
     return text;

@@ -72,7 +72,8 @@ class Problem:
         start = ((b * heads + h) * length + i) * dim
         return self.data[name][start:start + dim]
 
-    def results(self, mask, scale=None):
+    def results(self, mask, scale=None, change=lambda s, b, h, q, kv: (s, 1.0)):
+        """`change` gives the new score and its slope; a mask may also look at b and h."""
         batch, heads, kv_heads, q_len, kv_len, dim, v_dim = self.sizes
         scale = scale or 1 / math.sqrt(dim)
         out, lse = [], []
@@ -82,8 +83,11 @@ class Problem:
         for b, h, i in itertools.product(range(batch), range(heads), range(q_len)):
             g = h // (heads // kv_heads)
             q, dout = self.row("q", b, h, i), self.row("grad-out", b, h, i)
-            seen = [j for j in range(kv_len) if mask(i, j)]
-            scores = [scale * sum(map(float.__mul__, q, self.row("k", b, g, j))) for j in seen]
+            seen = [j for j in range(kv_len)
+                    if (mask(i, j) if mask.__code__.co_argcount == 2 else mask(b, h, i, j))]
+            changed = [change(scale * sum(map(float.__mul__, q, self.row("k", b, g, j))), b, h, i, j)
+                       for j in seen]
+            scores = [s for s, _ in changed]
             top = max(scores, default=0)
             total = sum(math.exp(s - top) for s in scores)
             lse.append(top + math.log(total) if seen else -math.inf)
@@ -91,8 +95,8 @@ class Problem:
             o = [sum(w * self.row("v", b, g, j)[d] for w, j in zip(p, seen)) for d in range(v_dim)]
             out += o
             delta = sum(map(float.__mul__, dout, o))
-            for w, j in zip(p, seen):
-                ds = w * (sum(map(float.__mul__, dout, self.row("v", b, g, j))) - delta) * scale
+            for w, j, (_, slope) in zip(p, seen, changed):
+                ds = w * (sum(map(float.__mul__, dout, self.row("v", b, g, j))) - delta) * slope * scale
                 at_q, at_k = ((b * heads + h) * q_len + i) * dim, ((b * kv_heads + g) * kv_len + j) * dim
                 at_v = ((b * kv_heads + g) * kv_len + j) * v_dim
                 for d, k in enumerate(self.row("k", b, g, j)):
@@ -160,6 +164,16 @@ expect(empty, empty.results(masks["full"]), 0, "--ranks", "2")
 for part in ("dq", "dk", "dv"):
     expect(problem, {part: problem.results(masks["causal"])[part], "out": problem.results(masks["causal"])["out"]},
            5e-6, "--mask", "causal")
+
+# Score modifiers, and masks that tell batch entries apart, beside more heads than are done at a time.
+crowd = Problem(2, 40, 40, 9, 9, 2, 2)
+alibi = lambda s, b, h, q, kv: (s + (kv - q) * 2 ** (-8 * (h + 1) / 40), 1.0)
+softcap = lambda s, b, h, q, kv: (2 * math.tanh(s / 2), 1 - math.tanh(s / 2) ** 2)
+padding = lambda b, h, q, kv: kv < (8, 6)[b]
+for way in ([], ["--ranks", "2", "--layout", "zigzag"]):
+    expect(crowd, crowd.results(masks["causal"], change=alibi), 5e-6, "--mask", "causal", "--score", "alibi", *way)
+    expect(crowd, crowd.results(padding), 5e-6, "--mask", "key_padding:8", *way)
+expect(problem, problem.results(masks["full"], change=softcap), 5e-6, "--score", "softcap:2")
 
 # Bad input: status 2, one line that says what is wrong, nothing written.
 
@@ -243,7 +257,7 @@ for changes, message in table:
     said = attend(*words, status=2)
     if message not in said or said.count("\n") != 1 or not said.startswith("attend: "):
         fail(f"attend {' '.join(words)}\nsaid: {said}expected one line with: {message}")
-for words, message in [(["--q"], "--q expects a value"), (["q.npy"], "'q.npy' is no option"),
+for words, message in [(["--q"], "--q expects a value"), (["q.npy"], "expected --NAME VALUE, not 'q.npy'"),
                        (["--q=a", "--q", "b"], "--q is given twice"), ([], "--q is missing")]:
     if message not in attend(*words, status=2):
         fail(f"attend {' '.join(words)} does not say: {message}")
