@@ -3,6 +3,7 @@
 #include "job.hpp"
 #include "masks.hpp"
 #include "support/any_layout.hpp"
+#include "support/any_score.hpp"
 
 #include <maskring/maskring.hpp>
 
@@ -63,9 +64,12 @@ void in_parts(const tensors<T>& all, const cp::shape& part, Work work) {
   }
 }
 
-cp::shape part_of(const cp::shape& whole) {
+/// What is done at a time: all, where the mask or the score modifier tells batch entries or heads
+/// apart, since these are numbered anew in each part.
+cp::shape part_of(const cp::shape& whole, bool alike) {
   constexpr index_t most = 32;
   cp::shape part = whole;
+  if (!alike) return part;
   const index_t batches = equal_parts(whole.batch, most);
   const index_t heads = equal_parts(whole.kv_heads, most / batches);
   part.batch /= batches;
@@ -74,17 +78,17 @@ cp::shape part_of(const cp::shape& whole) {
   return part;
 }
 
-template <class T>
-void run_local(const tensors<T>& all, const job& work, const any_mask& mask, const cp::shape& part,
-               examples::progress& shown) {
+template <class T, class Score>
+void run_local(const tensors<T>& all, const job& work, const any_mask& mask, const Score& score,
+               const cp::shape& part, examples::progress& shown) {
   const options opt{.scale = work.scale};
   const block_map map =
       make_block_map(mask, {part.batch, part.q_heads, work.q_len(), work.kv_len()}, opt.tile);
   in_parts(all, part, [&](const tensors<T>& t) {
-    forward(host{}, inputs{t.q, t.k, t.v}, results{t.out, t.lse}, mask, map, score::none{}, opt);
+    forward(host{}, inputs{t.q, t.k, t.v}, results{t.out, t.lse}, mask, map, score, opt);
     if (work.backward) {
       backward(host{}, saved{t.q, t.k, t.v, t.out, t.lse}, upstream{t.grad_out},
-               gradients{t.dq, t.dk, t.dv}, mask, map, score::none{}, opt);
+               gradients{t.dq, t.dk, t.dv}, mask, map, score, opt);
     }
     shown.advance();
   });
@@ -171,9 +175,9 @@ void run_rank(const tensors<T>& all, const job& work, const cp::shape& part, Dri
   });
 }
 
-template <class T>
-void run_ranks(const tensors<T>& all, const job& work, const any_mask& mask, const cp::shape& part,
-               examples::progress& shown) {
+template <class T, class Score>
+void run_ranks(const tensors<T>& all, const job& work, const any_mask& mask, const Score& score,
+               const cp::shape& part, examples::progress& shown) {
   const cp::shards split{any_layout{work.layout, work.q_len(), work.ranks},
                          any_layout{work.layout, work.kv_len(), work.ranks}};
   const int processors = static_cast<int>(std::thread::hardware_concurrency());
@@ -181,13 +185,21 @@ void run_ranks(const tensors<T>& all, const job& work, const any_mask& mask, con
   const options opt{.scale = work.scale};
   comm::run_ranks(work.ranks, [&](comm::threads& c) {
     if (work.method == "ring") {
-      cp::ring driver{c, part, split, mask, score::none{}, opt};
+      cp::ring driver{c, part, split, mask, score, opt};
       run_rank(all, work, part, driver, machine, split, c.rank(), shown);
     } else {
-      cp::all_gather driver{c, part, split, mask, score::none{}, opt};
+      cp::all_gather driver{c, part, split, mask, score, opt};
       run_rank(all, work, part, driver, machine, split, c.rank(), shown);
     }
   });
+}
+
+/// Whether the mask depends on the batch entry or the head.
+bool tells_apart(const any_mask& mask, const examples::mask_shape& n) {
+  if (index_t{n.batch} * n.heads * n.q_len * n.kv_len == 0) return false;
+  const kleene everywhere = truth_of(
+      mask, {{0, n.q_len - 1}, {0, n.kv_len - 1}, {0, n.batch - 1}, {0, n.heads - 1}});
+  return (everywhere.depends() & (batch_axis | head_axis)) != 0;
 }
 
 template <class T>
@@ -206,18 +218,27 @@ void run(job& work) {
     all.dk = tensor<T>(work.dk);
     all.dv = tensor<T>(work.dv);
   }
-  masks known{work.document_lengths, work.q_len(), work.kv_len()};
+  masks known{work.document_lengths, work.mask_shape()};
   const any_mask mask = known(work.mask);
-  const cp::shape part = part_of(work.sizes());
+  const cp::shape part =
+      part_of(work.sizes(), work.score == "none" && !tells_apart(mask, work.mask_shape()));
   const index_t parts =
       part.batch * part.kv_heads == 0
           ? 1
           : (work.sizes().batch / part.batch) * (work.sizes().kv_heads / part.kv_heads);
   examples::progress shown{"attend", static_cast<int>(parts) * work.ranks};
-  if (work.ranks == 1) {
-    run_local(all, work, mask, part, shown);
+  const auto compute = [&](const auto& score) {
+    if (work.ranks == 1) {
+      run_local(all, work, mask, score, part, shown);
+    } else {
+      run_ranks(all, work, mask, score, part, shown);
+    }
+  };
+  if (work.score == "none") {
+    compute(score::none{});
   } else {
-    run_ranks(all, work, mask, part, shown);
+    examples::score_library scores{work.mask_shape()};
+    compute(scores(work.score));
   }
 }
 

@@ -3,6 +3,7 @@
 #include "job.hpp"
 #include "masks.hpp"
 #include "support/any_layout.hpp"
+#include "support/any_score.hpp"
 #include "support/command_line.hpp"
 #include "support/output_files.hpp"
 
@@ -26,6 +27,7 @@ constexpr examples::option known[] = {
     {"k", "FILE", "keys [batch, key heads, key sequence, dim];\nheads is a multiple of key heads"},
     {"v", "FILE", "values [batch, key heads, key sequence, value dim]"},
     {"mask", "MASK", "which scores are kept, see below (full)"},
+    {"score", "SCORE", "how scores are changed before the mask, see below (none)"},
     {"doc-lengths", "FILE",
      "int32 or int64 [documents]: how long the documents are\nthat the sequence "
      "is packed from"},
@@ -46,16 +48,20 @@ constexpr examples::option known[] = {
 void print_help() {
   std::printf(
       "usage: attend --q FILE --k FILE --v FILE --mask MASK --out FILE [OPTION]...\n\n"
-      "softmax(q·kᵀ·scale where the mask keeps, else −∞)·v on NumPy arrays: .npy files of float32\n"
+      "softmax(score(q·kᵀ·scale) where the mask keeps, else −∞)·v on NumPy arrays: .npy files of float32\n"
       "or float16, all of one type, which is also the type of the results. Sums are float32.\n\n"
       "%s\n"
       "A MASK is NAME[:ARG]..., or several joined by & (and) and | (or), with ! (not) before a "
       "name.\n"
       "q and kv are positions of a query and a key; masks:\n%s\n"
+      "with tables that are made up, to try them out:\n%s\n"
+      "A SCORE is NAME[:ARG]..., or several joined by > (then); s is q·k·scale:\n%s\n"
       "layouts:\n%s\n"
       "Exit status: 0, 1 if something failed, 2 for input that cannot be used; output files are\n"
       "complete or not there.\n",
       command_line::list(known).c_str(), examples::list_names(attend::mask_names).c_str(),
+      examples::list_names(attend::further_mask_names()).c_str(),
+      examples::list_names(examples::score_names).c_str(),
       examples::list_names(examples::layout_names).c_str());
 }
 
@@ -136,6 +142,7 @@ void run(const command_line& line) {
   line.one_of("device", devices, "cpu");
   job work;
   work.mask = line.text("mask", "full");
+  work.score = line.text("score", "none");
   work.scale = line.positive("scale", 0);
   work.ranks = static_cast<int>(line.whole("ranks", 1, 1, 1024));
   work.layout = line.one_of("layout", layouts, "contiguous");
@@ -152,7 +159,8 @@ void run(const command_line& line) {
   if (work.backward) work.grad_out = read_tensor(line, "grad-out");
   if (line.has("doc-lengths")) work.document_lengths = read_lengths(line.text("doc-lengths"));
   check_shapes(work);
-  attend::masks{work.document_lengths, work.q_len(), work.kv_len()}(work.mask);
+  attend::masks{work.document_lengths, work.mask_shape()}(work.mask);
+  examples::score_library{work.mask_shape()}(work.score);
 
   line.required("out");
   examples::output_files files;

@@ -4,7 +4,8 @@
 
 #include "support/any_mask.hpp"
 
-#include <deque>
+#include <algorithm>
+#include <iterator>
 
 namespace attend {
 
@@ -21,17 +22,28 @@ inline constexpr examples::named_entry mask_names[] = {
      "mask/document.hpp"},
 };
 
+/// The masks of examples::mask_names that are not above: their tables are made up.
+inline std::vector<examples::named_entry> further_mask_names() {
+  std::vector<examples::named_entry> out;
+  for (const examples::named_entry& e : examples::mask_names) {
+    const auto same = [&](const examples::named_entry& m) { return std::string{m.name} == e.name; };
+    if (std::none_of(std::begin(mask_names), std::end(mask_names), same)) out.push_back(e);
+  }
+  return out;
+}
+
 /// Makes the mask that `text` names and keeps what it reads: names joined by & and |, with ! before
 /// a name; & binds tighter.
 class masks {
 public:
   /// @param document_lengths may be empty; the documents must cover `tokens` tokens.
-  masks(const std::vector<int>& document_lengths, maskring::index_t q_len, maskring::index_t kv_len)
+  masks(const std::vector<int>& document_lengths, const examples::mask_shape& shape)
       : documents_{maskring::mask::document_table::from_lengths(document_lengths)},
-        have_documents_{!document_lengths.empty()} {
+        have_documents_{!document_lengths.empty()},
+        further_{shape} {
     if (!have_documents_) return;
-    documents_.require_covers(q_len);
-    documents_.require_covers(kv_len);
+    documents_.require_covers(shape.q_len);
+    documents_.require_covers(shape.kv_len);
   }
 
   /// @throws std::invalid_argument for unknown names and bad arguments.
@@ -84,7 +96,7 @@ private:
       if (name == "document") return finish(arguments, mask::document{documents_.view()});
       return finish(arguments, mask::document{documents_.view(), mask::causal{}});
     }
-    examples::refuse_name("mask", name, mask_names);
+    return further_(text);
   }
 
   template <class Mask>
@@ -102,6 +114,7 @@ private:
 
   maskring::mask::document_table documents_;
   bool have_documents_;
+  examples::mask_library further_;
   std::vector<std::shared_ptr<const void>> kept_;
 };
 

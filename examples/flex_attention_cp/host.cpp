@@ -9,11 +9,25 @@ namespace {
 
 using namespace maskring;
 
-void local(const settings&, const examples::any_mask& mask, whole<float>& x) {
-  forward(host(), inputs{x.q.span(), x.k.span(), x.v.span()}, results{x.out.span(), x.lse_span()},
-          mask);
-  backward(host(), saved{x.q.span(), x.k.span(), x.v.span(), x.out.span(), x.lse_span()},
-           upstream{x.dout.span()}, gradients{x.dq.span(), x.dk.span(), x.dv.span()}, mask);
+/// Calls work(score) with the modifier, or with score::none.
+template <class Work>
+void with_type(const examples::any_score* score, Work work) {
+  if (score) {
+    work(*score);
+  } else {
+    work(score::none{});
+  }
+}
+
+void local(const settings&, const examples::any_mask& mask, const examples::any_score* score,
+           whole<float>& x) {
+  with_type(score, [&](const auto& change) {
+    forward(host(), inputs{x.q.span(), x.k.span(), x.v.span()},
+            results{x.out.span(), x.lse_span()}, mask, change);
+    backward(host(), saved{x.q.span(), x.k.span(), x.v.span(), x.out.span(), x.lse_span()},
+             upstream{x.dout.span()}, gradients{x.dq.span(), x.dk.span(), x.dv.span()}, mask,
+             change);
+  });
 }
 
 /// Between a rank's tokens and their places in the whole sequence.
@@ -37,8 +51,8 @@ void run_rank(Driver driver, whole<float>& mine) {
       upstream{mine.dout.span()}, gradients{mine.dq.span(), mine.dk.span(), mine.dv.span()});
 }
 
-void split(const settings& s, const examples::any_mask& mask, const examples::any_layout& layout,
-           whole<float>& x) {
+void split(const settings& s, const examples::any_mask& mask, const examples::any_score* score,
+           const examples::any_layout& layout, whole<float>& x) {
   const cp::shape shape{s.n.batch, s.n.heads, s.n.kv_heads, s.n.dim, s.n.v_dim};
   comm::run_ranks(s.ranks, [&](comm::threads& comm) {
     const int rank = comm.rank();
@@ -49,11 +63,13 @@ void split(const settings& s, const examples::any_mask& mask, const examples::an
     each_token(x.k, mine.k, layout.map(rank), load);
     each_token(x.v, mine.v, layout.map(rank), load);
     each_token(x.dout, mine.dout, layout.map(rank), load);
-    if (s.method == "ring") {
-      run_rank(cp::ring{comm, shape, layout, mask}, mine);
-    } else {
-      run_rank(cp::all_gather{comm, shape, layout, mask}, mine);
-    }
+    with_type(score, [&](const auto& change) {
+      if (s.method == "ring") {
+        run_rank(cp::ring{comm, shape, layout, mask, change}, mine);
+      } else {
+        run_rank(cp::all_gather{comm, shape, layout, mask, change}, mine);
+      }
+    });
     each_token(x.out, mine.out, layout.map(rank), store);
     each_token(x.dq, mine.dq, layout.map(rank), store);
     each_token(x.dk, mine.dk, layout.map(rank), store);

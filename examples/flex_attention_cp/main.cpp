@@ -31,6 +31,7 @@ constexpr examples::option known[] = {
     {"dim", "N", "of queries and keys (32)"},
     {"v-dim", "N", "of values (dim)"},
     {"mask", "MASK", "which scores are kept, see below (causal)"},
+    {"score", "SCORE", "how scores are changed before the mask, see below (none)"},
     {"layout", "L", "how the sequence is split: contiguous, zigzag or striped\n(contiguous)"},
     {"method", "M", "how the ranks work together: ring or all-gather (ring)"},
     {"device", "D", "cpu (cpu)"},
@@ -45,8 +46,10 @@ void print_help() {
       "backward, and checks both against a dense reference in double precision.\n\n%s\n"
       "A MASK is NAME[:ARG]..., or several joined by & (and) and | (or), with ! (not) before\n"
       "a name:\n%s\n"
+      "A SCORE is NAME[:ARG]..., or several joined by > (then); s is q·k·scale:\n%s\n"
       "Exit status: 0 if all checks hold, 1 if not, 2 for options that cannot be used.\n",
-      command_line::list(known).c_str(), examples::list_names(examples::mask_names).c_str());
+      command_line::list(known).c_str(), examples::list_names(examples::mask_names).c_str(),
+      examples::list_names(examples::score_names).c_str());
 }
 
 flex::settings read(const command_line& line) {
@@ -63,6 +66,7 @@ flex::settings read(const command_line& line) {
   s.n.v_dim = whole("v-dim", s.n.dim, 1, 1 << 16);
   s.seed = static_cast<unsigned>(line.whole("seed", 0, 0, 4294967295));
   s.mask = line.text("mask", s.mask);
+  s.score = line.text("score", s.score);
   s.layout = line.one_of("layout", layouts, s.layout);
   s.method = line.one_of("method", methods, s.method);
   s.device = line.one_of("device", devices, s.device);
@@ -114,10 +118,14 @@ bool run(const flex::settings& s) {
   const flex::sizes& n = s.n;
   examples::mask_library library{{n.batch, n.heads, n.tokens, n.tokens}};
   const any_mask mask = library(s.mask);
+  examples::score_library scores{{n.batch, n.heads, n.tokens, n.tokens}};
+  const examples::any_score change = scores(s.score);
+  const examples::any_score* score = s.score == "none" ? nullptr : &change;
   const any_layout layout{s.layout, n.tokens, s.ranks};
   std::printf("float32, batch %d, %d heads, %d key heads, dim %d, value dim %d, %d tokens\n"
-              "mask %s, %d ranks, layout %s, method %s, device %s, seed %u\n\n",
-              n.batch, n.heads, n.kv_heads, n.dim, n.v_dim, n.tokens, s.mask.c_str(), s.ranks,
+              "mask %s%s%s, %d ranks, layout %s, method %s, device %s, seed %u\n\n",
+              n.batch, n.heads, n.kv_heads, n.dim, n.v_dim, n.tokens, s.mask.c_str(),
+              score ? ", score " : "", score ? s.score.c_str() : "", s.ranks,
               s.layout.c_str(), s.method.c_str(), s.device.c_str(), s.seed);
   print_block_maps(s, mask, layout);
 
@@ -131,23 +139,25 @@ bool run(const flex::settings& s) {
   flex::fill_normal(local, s.seed);
   flex::whole<float> split = local;
   flex::whole<double> reference{n, n.tokens};
-  flex::dense(n, local, mask, reference);
-  flex::on_host.local(s, mask, local);
-  flex::on_host.split(s, mask, layout, split);
+  const double largest = flex::dense(n, local, mask, change, reference);
+  flex::on_host.local(s, mask, score, local);
+  flex::on_host.split(s, mask, score, layout, split);
 
-  // fp32 rounds relative to the size of a gradient; outputs are averages of unit-normal values.
+  // fp32 rounds relative to the size of a gradient, and of scores beyond those of unit-normal inputs;
+  // outputs are averages of unit-normal values.
+  const double tolerance = 2e-6 * std::max(1.0, largest / 16);
   double size = 1;
   for (const flex::array<double>* g : {&reference.dq, &reference.dk, &reference.dv}) {
     for (const double x : g->data) size = std::max(size, std::abs(x));
   }
   std::printf("\n%-56s %9s   %9s\n", "check", "max error", "tolerance");
   bool holds = true;
-  holds &= check("local output = dense reference", max_error(local.out, reference.out), 2e-6);
-  holds &= check("context-parallel output = local output", max_error(split.out, local.out), 2e-6);
+  holds &= check("local output = dense reference", max_error(local.out, reference.out), tolerance);
+  holds &= check("context-parallel output = local output", max_error(split.out, local.out), tolerance);
   holds &=
-      check("local gradients = reference's", max_gradient_error(local, reference), 2e-6 * size);
+      check("local gradients = reference's", max_gradient_error(local, reference), tolerance * size);
   holds &= check("context-parallel gradients = reference's", max_gradient_error(split, reference),
-                 2e-6 * size);
+                 tolerance * size);
   return holds;
 }
 

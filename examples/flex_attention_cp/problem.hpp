@@ -4,6 +4,7 @@
 
 #include "support/any_layout.hpp"
 #include "support/any_mask.hpp"
+#include "support/any_score.hpp"
 
 #include <maskring/core/view.hpp>
 #include <maskring/cp/plan.hpp>
@@ -25,7 +26,7 @@ struct settings {
   sizes n;
   int ranks = 4;
   unsigned seed = 0;
-  std::string mask = "causal", layout = "contiguous", method = "ring", device = "cpu";
+  std::string mask = "causal", score = "none", layout = "contiguous", method = "ring", device = "cpu";
 };
 
 /// An array [batch, head, sequence, dim].
@@ -98,11 +99,13 @@ double max_gradient_error(const whole<A>& a, const whole<B>& b) {
   return worst;
 }
 
-/// Computes the results of `x` on one rank, and in a copy of it on all; each device has its own.
+/// Computes the results of `x` on one rank, and in a copy of it on all; each device has its own. No
+/// score modifier is a null pointer.
 struct device_calls {
-  void (*local)(const settings&, const examples::any_mask&, whole<float>& x);
-  void (*split)(const settings&, const examples::any_mask&, const examples::any_layout&,
+  void (*local)(const settings&, const examples::any_mask&, const examples::any_score*,
                 whole<float>& x);
+  void (*split)(const settings&, const examples::any_mask&, const examples::any_score*,
+                const examples::any_layout&, whole<float>& x);
 };
 
 extern const device_calls on_host;

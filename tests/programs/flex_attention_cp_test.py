@@ -77,10 +77,25 @@ expect(run("--ranks", "8", "--mask", "sliding_window:32", "--batch", "1"),
        "15 of 64 steps computed", "(12 %)")
 run("--ranks", "16", "--seq", "5")
 
+# Every mask and score modifier by name.
+lists = run("--help").split("A SCORE")
+names = [re.findall(r"^  ([a-z0-9_]+)(?:\[:| )", part.split("\n", 1)[1], re.M) for part in lists]
+masks, scores = names[0][names[0].index("full"):], names[1]
+if len(masks) < 25 or len(scores) < 10:
+    sys.exit(f"--help lists the masks {masks} and the score modifiers {scores}")
+small = ["--batch", "2", "--heads", "4", "--kv-heads", "2", "--dim", "8", "--seq", "131", "--ranks", "3"]
+for i, mask in enumerate(masks):
+    layout = ("contiguous", "zigzag", "striped")[i % 3]
+    run(*small, "--mask", mask, "--layout", layout, "--method", ("ring", "all-gather")[i % 2])
+for i, score in enumerate(scores + ["softcap:5>t5_bias>alibi"]):
+    run(*small, "--score", score, "--layout", "zigzag", "--method", ("ring", "all-gather")[i % 2])
+
 for words, message in [
         (["--ranks", "0"], "--ranks is '0', expected a whole number from 1"),
         (["--heads", "8", "--kv-heads", "3"], "--heads is 8, expected a multiple of --kv-heads, which is 3"),
         (["--mask", "causl"], "no mask is called 'causl'"),
+        (["--score", "alibis"], "no score modifier is called 'alibis'"),
+        (["--score", "softcap:-1"], "cap is -1, expected a positive number"),
         (["--layout", "spiral"], "expected one of contiguous, zigzag, striped"),
         (["--method", "tree"], "expected one of ring, all-gather"),
         (["--device", "abacus"], "--device is 'abacus'"),
