@@ -13,6 +13,7 @@
 #include <maskring/cp/all_gather.hpp>
 #include <maskring/cp/host.hpp>
 #include <maskring/cp/ring.hpp>
+#include <maskring/cp/sum.hpp>
 #include <maskring/cpu/host.hpp>
 #include <maskring/mask/basic.hpp>
 #include <maskring/mask/batched.hpp>
