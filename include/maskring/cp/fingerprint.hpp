@@ -42,9 +42,10 @@ std::uint64_t layout_fingerprint(const Layout& layout) {
   for (int rank = 0; rank < layout.ranks(); ++rank) {
     const index_t size = layout.size(rank);
     out.add(static_cast<std::uint64_t>(size));
-    for (index_t i = 0; i < size; i += max(index_t{1}, size - 1 - i < size / 8 ? size - 1 - i
-                                                                             : size / 8)) {
-      out.add(static_cast<std::uint64_t>(layout.map(rank)(static_cast<int>(i))));
+    constexpr index_t samples = 8;
+    for (index_t i = 0; size > 0 && i <= samples; ++i) {
+      out.add(static_cast<std::uint64_t>(
+          layout.map(rank)(static_cast<int>((size - 1) * i / samples))));
     }
   }
   return out.value();
