@@ -9,6 +9,8 @@
 #include <maskring/cpu/detail/walk.hpp>
 
 #include <cmath>
+#include <span>
+#include <vector>
 
 namespace maskring::cpu {
 
@@ -32,7 +34,7 @@ public:
                               static_cast<double>(problem_.qk_dim + problem_.v_dim);
     const int team = detail::useful_threads(threads, items.count(), operations);
     detail::run_workers(team, items, [&] {
-      workspace work{problem_};
+      workspace work{problem_, map_.tile};
       for (index_t item; items.take(item);) {
         // Late rows first: under causal masks they have the most to do.
         const int tile = static_cast<int>(q_tiles - 1 - item % q_tiles);
@@ -43,65 +45,89 @@ public:
   }
 
 private:
+  /// One block of queries and what is known of its rows.
+  struct query_rows {
+    index_t first = 0;
+    int count = 0;
+    detail::scratch queries, out; ///< transposed
+    detail::running_rows state{};
+  };
+
+  /// Blocks of queries of one tile that pass each block of keys together, while it is in the
+  /// caches.
+  static constexpr int most_together = 4;
+
   struct workspace {
-    explicit workspace(const problem& p)
+    workspace(const problem& p, const tile_shape& tile)
         : rows{detail::query_block * detail::padded(std::max(p.qk_dim, p.v_dim))},
-          queries{p.qk_dim * detail::query_block},
-          out{p.v_dim * detail::query_block},
           scores{detail::key_block * detail::query_block},
           keys{detail::key_block * detail::padded(p.qk_dim)},
-          values{detail::key_block * detail::padded(p.v_dim)} {}
-    detail::scratch rows, queries, out, scores, keys, values;
+          values{detail::key_block * detail::padded(p.v_dim)},
+          blocks(static_cast<std::size_t>(
+              std::min(most_together, (tile.q - 1) / detail::query_block + 1))) {
+      for (query_rows& block : blocks) {
+        block.queries = detail::scratch{p.qk_dim * detail::query_block};
+        block.out = detail::scratch{p.v_dim * detail::query_block};
+      }
+    }
+    detail::scratch rows, scores, keys, values;
+    std::vector<query_rows> blocks;
   };
 
   void tile_row(workspace& work, index_t b, index_t h, int tile) const {
     const index_t end = std::min(problem_.q_len, index_t{tile + 1} * map_.tile.q);
-    for (index_t q = index_t{tile} * map_.tile.q; q < end; q += detail::query_block) {
-      const int count = static_cast<int>(std::min<index_t>(detail::query_block, end - q));
-      query_rows(work, b, h, tile, q, count);
+    for (index_t q = index_t{tile} * map_.tile.q; q < end;) {
+      std::size_t together = 0;
+      for (; q < end && together < work.blocks.size(); q += detail::query_block) {
+        query_rows& block = work.blocks[together++];
+        block.first = q;
+        block.count = static_cast<int>(std::min<index_t>(detail::query_block, end - q));
+        start(work, block, b, h);
+      }
+      const std::span blocks{work.blocks.data(), together};
+      pass_keys(work, blocks, b, h, tile);
+      for (const query_rows& block : blocks) finish(block, b, h);
     }
   }
 
-  void query_rows(workspace& work, index_t b, index_t h, int tile, index_t q, int count) const {
+  void pass_keys(workspace& work, std::span<query_rows> blocks, index_t b, index_t h,
+                 int tile) const {
     using namespace detail;
-    const int lanes = padded_lanes(count);
     const index_t kv_head = h / problem_.group();
-    dispatch(level_,
-             transpose_kernel{broadcast_rows(level_, in_.q, b, h, q, count, work.rows.data()),
-                              count, problem_.qk_dim, query_factor<Score>(problem_.scale),
-                              work.queries.data()});
-    running_rows state;
-    start(state, work, b, h, q, count);
     const index_t row = map_.row(static_cast<int>(b), static_cast<int>(h), tile);
     for_each_key_block(map_, row, 0, map_.kv_tiles(), [&](index_t kv, int keys, bool partial) {
-      const score_block at{static_cast<int>(b),
-                           static_cast<int>(h),
-                           static_cast<int>(q),
-                           static_cast<int>(kv),
-                           count,
-                           keys};
-      const verdict kept = block_verdict(mask_, partial, at);
-      if (kept == verdict::none) return;
       const float_rows k = broadcast_rows(level_, in_.k, b, kv_head, kv, keys, work.keys.data());
       const float_rows v = broadcast_rows(level_, in_.v, b, kv_head, kv, keys, work.values.data());
-      float* scores = work.scores.data();
-      multiply<left::rows, false>(level_,
-                                  {k.data, k.stride, work.queries.data(), query_block, scores,
-                                   query_block, keys, lanes, static_cast<int>(problem_.qk_dim)});
-      finish_scores(level_, scores, nullptr, mask_, kept == verdict::some, score_, at);
-      dispatch(level_, softmax_kernel{scores, keys, lanes, state});
-      multiply<left::columns, true>(level_,
-                                    {v.data, v.stride, scores, query_block, state.out, query_block,
-                                     static_cast<int>(problem_.v_dim), lanes, keys});
+      for (query_rows& block : blocks) {
+        const score_block at{
+            static_cast<int>(b),  static_cast<int>(h), static_cast<int>(block.first),
+            static_cast<int>(kv), block.count,         keys};
+        const verdict kept = block_verdict(mask_, partial, at);
+        if (kept == verdict::none) continue;
+        const int lanes = padded_lanes(block.count);
+        float* scores = work.scores.data();
+        multiply<left::rows, false>(level_,
+                                    {k.data, k.stride, block.queries.data(), query_block, scores,
+                                     query_block, keys, lanes, static_cast<int>(problem_.qk_dim)});
+        finish_scores(level_, scores, nullptr, mask_, kept == verdict::some, score_, at);
+        dispatch(level_, softmax_kernel{scores, keys, lanes, block.state});
+        multiply<left::columns, true>(level_,
+                                      {v.data, v.stride, scores, query_block, block.state.out,
+                                       query_block, static_cast<int>(problem_.v_dim), lanes, keys});
+      }
     });
-    finish(state, b, h, q, count);
   }
 
-  /// The empty state, or the carried one.
-  void start(detail::running_rows& state, workspace& work, index_t b, index_t h, index_t q,
-             int count) const {
+  /// The queries, scaled, and the empty state or the carried one.
+  void start(workspace& work, query_rows& block, index_t b, index_t h) const {
     using namespace detail;
-    state.out = work.out.data();
+    const index_t q = block.first;
+    const int count = block.count;
+    const float_rows rows = broadcast_rows(level_, in_.q, b, h, q, count, work.rows.data());
+    dispatch(level_, transpose_kernel{rows, count, problem_.qk_dim,
+                                      query_factor<Score>(problem_.scale), block.queries.data()});
+    running_rows& state = block.state;
+    state.out = block.out.data();
     state.v_dim = problem_.v_dim;
     std::fill_n(state.maximum, query_block, -infinity);
     std::fill_n(state.sum, query_block, 0.0f);
@@ -110,7 +136,7 @@ private:
       std::fill_n(state.out, problem_.v_dim * query_block, 0.0f);
       return;
     }
-    const float_rows out = broadcast_rows(level_, previous.out, b, h, q, count, nullptr);
+    const float_rows out = broadcast_rows(level_, previous.out, b, h, q, count, work.rows.data());
     dispatch(level_, transpose_kernel{out, count, problem_.v_dim, 1.0f, state.out});
     float weight[query_block] = {};
     for (int l = 0; l < count; ++l) {
@@ -130,16 +156,18 @@ private:
     }
   }
 
-  void finish(const detail::running_rows& state, index_t b, index_t h, index_t q, int count) const {
+  void finish(const query_rows& block, index_t b, index_t h) const {
     using namespace detail;
-    for (int l = 0; l < count; ++l) {
+    const running_rows& state = block.state;
+    for (int l = 0; l < block.count; ++l) {
+      const index_t q = block.first + l;
       // In double precision: once a row, and a rounding of lse is one of all weights in backward.
       const softmax_state<double> seen{static_cast<double>(state.maximum[l]) / log2_e_double,
                                        static_cast<double>(state.sum[l])};
       const auto whole =
           in_.sink ? merge(seen, softmax_state<double>::from_lse(static_cast<double>(in_.sink(h))))
                    : seen;
-      O* out = &out_.out(b, h, q + l, 0);
+      O* out = &out_.out(b, h, q, 0);
       if (seen.empty()) {
         std::fill_n(out, problem_.v_dim, O(0.0f));
       } else {
@@ -149,7 +177,7 @@ private:
           out[d] = static_cast<O>(state.out[d * query_block + l] * factor);
         }
       }
-      if (out_.lse) out_.lse(b, h, q + l) = static_cast<float>(whole.lse());
+      if (out_.lse) out_.lse(b, h, q) = static_cast<float>(whole.lse());
     }
   }
 

@@ -65,25 +65,33 @@ float_rows copied_rows(isa level, const view<const T, 4>& from, index_t b, index
   return {buffer, padded(dim)};
 }
 
-/// Rows as broadcast operands: the caller's own where they are floats.
+/// Whether rows are floats that lie next to one another: far apart, with many of them on one set of
+/// the cache, they are copied before they are used over and over.
+template <class T>
+bool usable_rows(const view<const T, 4>& from) {
+  return std::is_same_v<T, float> && from.stride(2) == from.extent(3);
+}
+
+/// Rows as broadcast operands: the caller's own where they can be.
 template <class T>
 float_rows broadcast_rows(isa level, const view<const T, 4>& from, index_t b, index_t h,
                           index_t first, index_t count, float* buffer) {
   if constexpr (std::is_same_v<T, float>) {
-    return {&from(b, h, first, 0), from.stride(2)};
-  } else {
-    return copied_rows(level, from, b, h, first, count, buffer);
+    if (usable_rows(from)) return {&from(b, h, first, 0), from.stride(2)};
   }
+  return copied_rows(level, from, b, h, first, count, buffer);
 }
 
-/// Rows as vector operands: the caller's own where they are floats in whole, aligned registers.
+/// Rows as vector operands: the caller's own where they fill whole, aligned registers.
 template <class T>
 float_rows vector_rows(isa level, const view<const T, 4>& from, index_t b, index_t h, index_t first,
                        index_t count, float* buffer) {
   if constexpr (std::is_same_v<T, float>) {
     const float* row = &from(b, h, first, 0);
-    const bool whole = from.extent(3) % row_padding == 0 && from.stride(2) % row_padding == 0;
-    if (whole && reinterpret_cast<std::uintptr_t>(row) % 64 == 0) return {row, from.stride(2)};
+    const bool whole = from.extent(3) % row_padding == 0;
+    if (whole && usable_rows(from) && reinterpret_cast<std::uintptr_t>(row) % 64 == 0) {
+      return {row, from.stride(2)};
+    }
   }
   return copied_rows(level, from, b, h, first, count, buffer);
 }
