@@ -138,8 +138,7 @@ private:
         apply_mask(scores[m], args_.mask, origin, args_.q_len, args_.kv_len);
       }
       float factor[2];
-      rows_[m].template update<softmax_policy{.lazy = true}>(scores[m], unit, factor);
-      scale_rows<true>(out_[m], factor);
+      if (rows_[m].template update<true>(scores[m], unit, factor)) scale_rows(out_[m], factor);
 #pragma unroll
       for (int i = 0; i < P.tile.kv / 16; ++i) {
 #pragma unroll
