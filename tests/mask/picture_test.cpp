@@ -259,6 +259,7 @@ TEST_CASE("pictures and tables refuse bad arguments") {
                        "maskring: sliding_tile: window of axis 0 is 5, expected 1 to the axis' 4 tiles",
                        std::invalid_argument);
   CHECK_THROWS_AS((mask::sliding_tile{{4, 4}, {1, 1}, 64, -1}), std::invalid_argument);
+  CHECK_THROWS_AS((mask::sliding_tile{{1 << 14, 1 << 14}, {1, 1}, 64}), std::invalid_argument);
   CHECK_THROWS_AS(mask::spatial_head(-1, 1.0, 64), std::invalid_argument);
   CHECK_THROWS_AS(mask::spatial_head(0, -1.0, 64), std::invalid_argument);
   CHECK_THROWS_AS(mask::spatial_head(0, std::nan(""), 64), std::invalid_argument);

@@ -24,7 +24,7 @@ public:
     maskring::detail::require(tile_tokens >= 1, "sliding_tile: tile_tokens is ", tile_tokens,
                               ", expected 1 or more");
     maskring::detail::require(text >= 0, "sliding_tile: text is ", text, ", expected 0 or more");
-    picture_ = tile_tokens;
+    index_t tokens = tile_tokens;
     for (int a = 0; a < Axes; ++a) {
       maskring::detail::require(tiles[a] >= 1, "sliding_tile: tiles of axis ", a, " is ", tiles[a],
                                 ", expected 1 or more");
@@ -33,8 +33,11 @@ public:
                                 ", expected 1 to the axis' ", tiles[a], " tiles");
       tiles_[a] = tiles[a];
       window_[a] = window[a];
-      picture_ *= tiles[a];
+      tokens *= tiles[a];
+      maskring::detail::require(tokens + text < (index_t{1} << 31), "sliding_tile: picture and text "
+                                "are ", tokens + text, " tokens or more, expected less than 2^31");
     }
+    picture_ = static_cast<int>(tokens);
   }
 
   /// The tokens of the picture; those of the text follow.
