@@ -206,7 +206,7 @@ std::string draw_ranks(const settings& s, const any_mask& mask, svg& picture) {
     std::cout << line << "   work " << percent(part) << " of the average\n";
   }
   bottom += 20.0 * s.ranks + 24;
-  const cp::savings saved = ring ? plan.ring_savings(sizes, 2) : plan.all_gather_savings(sizes, 2);
+  const cp::savings saved = plan.saved(sizes, 2);
   const double traffic = saved.unplanned_forward_bytes == 0
                              ? 100.0
                              : 100.0 * static_cast<double>(saved.forward_bytes) /

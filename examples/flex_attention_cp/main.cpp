@@ -132,8 +132,7 @@ bool run(const flex::settings& s) {
   const cp::shape shape{n.batch, n.heads, n.kv_heads, n.dim, n.v_dim};
   const cp::plan plan{mask, shape, cp::shards{layout}};
   std::printf("\n");
-  print_savings(s, s.method == "ring" ? plan.ring_savings(shape, sizeof(float))
-                                      : plan.all_gather_savings(shape, sizeof(float)));
+  print_savings(s, plan.saved(shape, sizeof(float)));
 
   flex::whole<float> local{n, n.tokens};
   flex::fill_normal(local, s.seed);

@@ -52,11 +52,13 @@ void check_plan(const Mask& mask, const cp::shape& s, const cp::shards<Q, Kv>& s
       REQUIRE(interval{0, plan.kv_size(shard)}.contains(needed));
       if (exact) REQUIRE(needed.size() == seen.size());
     }
-    interval later;
-    for (int step = ranks - 1; step > 0; --step) {
-      later = hull(later, plan.needed((shard + step) % ranks, shard));
-      REQUIRE(plan.forwarded(shard, step - 1) == later);
-      REQUIRE(plan.shard_at((shard + step) % ranks, step) == shard);
+    for (int step = 1; step < ranks; ++step) {
+      const int rank = (shard + step) % ranks, source = plan.source(rank, shard);
+      REQUIRE(plan.shard_at(rank, step) == shard);
+      if (source == shard) continue;
+      // It holds the shard one step earlier.
+      REQUIRE(source == (shard + step - 1) % ranks);
+      REQUIRE(plan.needed(source, shard).contains(plan.needed(rank, shard)));
     }
   }
 }
@@ -156,10 +158,12 @@ TEST_CASE("plan: a window of one shard's width is needed by one neighbour, whate
     const cp::plan plan{mask::sliding_window{128}, s,
                         cp::shards{shard::contiguous{128 * ranks, ranks}}};
     for (int shard = 0; shard < ranks; ++shard) {
-      CHECK(plan.forwarded(shard, 0).size() == (shard + 1 < ranks ? 128 : 0));
-      for (int step = 1; step + 1 < ranks; ++step) CHECK(plan.forwarded(shard, step).empty());
+      for (int rank = 0; rank < ranks; ++rank) {
+        const bool neighbour = rank == shard || rank == shard + 1;
+        CHECK(plan.needed(rank, shard).size() == (neighbour ? 128 : 0));
+      }
     }
-    const cp::savings saved = plan.ring_savings(s, 2);
+    const cp::savings saved = plan.saved(s, 2);
     CHECK(saved.steps == 2 * ranks - 1);
     CHECK(saved.possible_steps == ranks * ranks);
     CHECK(saved.forward_bytes == (ranks - 1) * 128 * 2 * (64 + 32) * 2);
@@ -169,17 +173,38 @@ TEST_CASE("plan: a window of one shard's width is needed by one neighbour, whate
   }
 }
 
-TEST_CASE("plan: causal steps, and what zigzag shards shrink to") {
+TEST_CASE("plan: causal steps, and where zigzag shards come from") {
   const cp::shape s{1, 1, 1, 8, 8};
   const cp::plan straight{mask::causal{}, s, cp::shards{shard::contiguous{64, 4}}};
-  CHECK(straight.ring_savings(s, 4).steps == 10);
+  CHECK(straight.saved(s, 4).steps == 10);
   const cp::plan folded{mask::causal{}, s, cp::shards{shard::zigzag{64, 4}}};
-  CHECK(folded.ring_savings(s, 4).steps == 16);
-  // Chunks 0 and 7 of 8 tokens: only the owner of chunk 7 sees it.
-  CHECK(folded.needed(1, 0) == interval{0, 8});
-  CHECK(folded.forwarded(0, 0) == interval{0, 8});
-  CHECK(folded.needed(0, 3) == interval{0, 16});
-  CHECK(folded.all_gather_savings(s, 4).forward_bytes < folded.ring_savings(s, 4).forward_bytes);
+  CHECK(folded.saved(s, 4).steps == 16);
+  // Rank 1 holds chunks 1 and 6 of 8: ranks 2 and 3 see its head, rank 0 sees all of it.
+  CHECK(folded.needed(2, 1) == interval{0, 8});
+  CHECK(folded.needed(3, 1) == interval{0, 8});
+  CHECK(folded.needed(0, 1) == interval{0, 16});
+  CHECK(folded.source(2, 1) == 1);
+  CHECK(folded.source(3, 1) == 2);
+  CHECK(folded.source(0, 1) == 1); // rank 3 has only the head
+  const cp::plan everything{mask::full{}, s, cp::shards{shard::zigzag{64, 4}}};
+  for (int shard = 0; shard < 4; ++shard) {
+    for (int step = 1; step < 4; ++step) {
+      CHECK(everything.source((shard + step) % 4, shard) == (shard + step - 1) % 4);
+    }
+  }
+}
+
+TEST_CASE("plan: a window costs the same in all but striped shards, whatever the ranks") {
+  const cp::shape s{1, 1, 1, 8, 8};
+  for (int ranks : {2, 8, 64}) {
+    const index_t tokens = 4096 * ranks;
+    const auto sent = [&](auto layout) {
+      return cp::plan{mask::sliding_window{1023}, s, cp::shards{layout}}.saved(s, 4).forward_bytes;
+    };
+    const index_t border = 1023 * (8 + 8) * 4; // of two pieces that follow one another
+    CHECK(sent(shard::contiguous{tokens, ranks}) == (ranks - 1) * border);
+    CHECK(sent(shard::zigzag{tokens, ranks}) == 2 * (ranks - 1) * border);
+  }
 }
 
 TEST_CASE("plan: the fingerprint tells masks apart by what they show, not by where tables lie") {

@@ -134,8 +134,8 @@ TEST_CASE("traffic: what the transport counts is what the plan says") {
         CHECK(saved.forward_bytes <= saved.unplanned_forward_bytes);
         CHECK(saved.backward_bytes <= saved.unplanned_backward_bytes);
       };
-      check(count_passes<any_ring>(in, split, mask), plan.ring_savings(s.shape, 4));
-      check(count_passes<any_gather>(in, split, mask), plan.all_gather_savings(s.shape, 4));
+      check(count_passes<any_ring>(in, split, mask), plan.saved(s.shape, 4));
+      check(count_passes<any_gather>(in, split, mask), plan.saved(s.shape, 4));
     }
   }
 }

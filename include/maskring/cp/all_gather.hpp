@@ -37,7 +37,7 @@ public:
   }
 
   savings saved_work(std::size_t element_bytes) const {
-    return this->plan_.all_gather_savings(this->sizes_, element_bytes);
+    return this->plan_.saved(this->sizes_, element_bytes);
   }
 
   /// As cp::ring::forward.

@@ -16,12 +16,13 @@ namespace maskring::cp {
 /// ring.backward(host(), saved{q, k, v, out, lse}, upstream{dout}, gradients{dq, dk, dv});
 /// ```
 ///
-/// The mask and the score modifier see global indices. Only what the plan says travels, in the
-/// inputs' type and never with repeated heads, while the rank computes; partial results continue in
-/// fp32 in the attention call itself and are rounded once. In the backward pass the keys travel
-/// again; each rank sends its fp32 share of dk and dv straight to the shard's owner, which adds them
-/// in a fixed order. All ranks make the same calls in the same order. Block maps and buffers are
-/// made at the first call and kept.
+/// The mask and the score modifier see global indices. Only the keys that a rank needs are sent to it
+/// (cp::plan says by whom), in the inputs' type and never with repeated heads, while it computes on
+/// those before; partial results continue in fp32 in the attention call itself and are rounded once.
+/// In the backward pass the keys travel again; each rank sends its fp32 share of dk and dv straight
+/// to the shard's owner, which adds them in a fixed order. All ranks make the same calls in the same
+/// order. Block maps and buffers are made at the first call and kept; beside the state in fp32 these
+/// are two shards of keys and values, and a third where only a part of one is sent on.
 ///
 /// Method: H. Liu et al., Ring Attention with Blockwise Transformers, 2023; the carried softmax state
 /// is that of M. Milakov and N. Gimelshein, 2018.
@@ -49,7 +50,7 @@ public:
         maps_(static_cast<std::size_t>(comm.size())) {}
 
   savings saved_work(std::size_t element_bytes) const {
-    return this->plan_.ring_savings(this->sizes_, element_bytes);
+    return this->plan_.saved(this->sizes_, element_bytes);
   }
 
   /// out and lse of the local queries over the keys of all ranks. `in.sink` counts once.

@@ -7,11 +7,11 @@
 namespace maskring::cp::detail {
 
 /// Where keys or values arrive (two buffers in turn: one is filled while the other is worked on and
-/// passed on) and where a part of them is packed that is passed on alone.
+/// passed on), and where a part of them, or of the rank's own, is packed that is sent alone.
 template <class Comm>
 struct rotation_memory {
   kept_buffer<Comm> arriving[2];
-  kept_buffer<Comm> packed;
+  kept_buffer<Comm> packed, packed_own;
 };
 
 /// What the rank holds at the current step of one pass round the ring.
@@ -26,58 +26,60 @@ public:
   view<const T, 4> keys(const interval& part) const { return cut(keys_.tensor, part); }
   view<const T, 4> values(const interval& part) const { return cut(values_.tensor, part); }
 
-  /// Adds the messages that prepare step + 1: what is held moves on, the next shard arrives.
+  /// Adds the messages that prepare step + 1: what the plan's sources send.
   void post(int step, std::vector<comm::transfer>& group) {
     const int rank = comm_.rank(), ranks = comm_.size();
-    const interval leaving = plan_.forwarded(plan_.shard_at(rank, step), step);
-    const interval coming = arriving_after(step);
+    const int next = (rank + 1) % ranks, distant = (rank + step + 1) % ranks;
+    const int shard = plan_.shard_at(rank, step), coming = plan_.shard_at(rank, step + 1);
     for (side* s : {&keys_, &values_}) {
-      if (!leaving.empty()) {
-        const view<const T, 4> part = packed(*s, cut(s->tensor, leaving));
-        group.push_back(comm::send((rank + 1) % ranks, part.data, part.size()));
+      if (plan_.source(next, shard) == rank) {
+        post_send(next, cut(s->tensor, plan_.needed(next, shard)), s->memory.packed, group);
       }
-      if (!coming.empty()) {
-        s->next = arrival(*s, step, coming.size());
-        group.push_back(comm::receive((rank + ranks - 1) % ranks, s->next.data, s->next.size()));
+      if (step > 0 && plan_.source(distant, rank) == rank) {
+        const interval& part = plan_.needed(distant, rank);
+        post_send(distant, s->own.slice(2, part.lo, part.size()), s->memory.packed_own, group);
       }
+      const interval& part = plan_.needed(rank, coming);
+      if (part.empty()) continue;
+      s->next = like(s->own, s->memory.arriving[step % 2], part.size());
+      group.push_back(comm::receive(plan_.source(rank, coming), s->next.data, s->next.size()));
     }
   }
 
   /// What has arrived is now held.
   void advance(int step) {
-    held_ = arriving_after(step);
+    held_ = plan_.needed(comm_.rank(), plan_.shard_at(comm_.rank(), step + 1));
     if (held_.empty()) return;
     for (side* s : {&keys_, &values_}) s->tensor = s->next;
   }
 
 private:
   struct side {
-    side(rotation_memory<Comm>& kept, view<const T, 4> local) : memory{kept}, tensor{local} {}
+    side(rotation_memory<Comm>& kept, view<const T, 4> local)
+        : memory{kept}, own{local}, tensor{local} {}
     rotation_memory<Comm>& memory;
-    view<const T, 4> tensor;
+    view<const T, 4> own, tensor;
     view<T, 4> next;
   };
-
-  interval arriving_after(int step) const {
-    return plan_.forwarded(plan_.shard_at(comm_.rank(), step + 1), step);
-  }
 
   view<const T, 4> cut(const view<const T, 4>& tensor, const interval& part) const {
     return part.empty() ? tensor.slice(2, 0, 0) : tensor.slice(2, part.lo - held_.lo, part.size());
   }
 
-  view<T, 4> arrival(side& s, int step, index_t length) {
-    const view<const T, 4>& like = s.tensor;
-    return s.memory.arriving[step % 2].template tensor<T>(comm_, like.extent(0), like.extent(1),
-                                                          length, like.extent(3));
+  view<T, 4> like(const view<const T, 4>& tensor, kept_buffer<Comm>& memory, index_t length) {
+    return memory.template tensor<T>(comm_, tensor.extent(0), tensor.extent(1), length,
+                                     tensor.extent(3));
   }
 
-  view<const T, 4> packed(side& s, const view<const T, 4>& part) {
-    if (is_packed(part)) return part;
-    const view<T, 4> copy = s.memory.packed.template tensor<T>(
-        comm_, part.extent(0), part.extent(1), part.extent(2), part.extent(3));
-    backend<Exec>::copy(exec_, part, copy);
-    return copy;
+  void post_send(int to, view<const T, 4> part, kept_buffer<Comm>& packed,
+                 std::vector<comm::transfer>& group) {
+    if (part.extent(2) == 0) return;
+    if (!is_packed(part)) {
+      const view<T, 4> copy = like(part, packed, part.extent(2));
+      backend<Exec>::copy(exec_, part, copy);
+      part = copy;
+    }
+    group.push_back(comm::send(to, part.data, part.size()));
   }
 
   Comm& comm_;
