@@ -47,15 +47,23 @@ __device__ inline void apply_score(float (&s)[Count], const Score& score, float 
 }
 
 /// Writes −inf where the mask hides the pair, and past the last key.
+///
+/// The mask is asked about every element, past the ends about the last one instead: with no branch
+/// in between, what it computes or reads for a row or a column is shared by its elements.
 template <class Mask, int Count>
 __device__ inline void apply_mask(float (&s)[Count], const Mask& mask, score_origin at, int q_len,
                                   int kv_len) {
+  constexpr float infinity = std::numeric_limits<float>::infinity();
 #pragma unroll
   for (int i = 0; i < Count; ++i) {
     const int q = min(at.q + 8 * fragment_layout::row(i), q_len - 1);
-    const int kv = at.kv + fragment_layout::column(i);
-    const bool visible = kv < kv_len && static_cast<bool>(mask(at.batch, at.head, q, kv));
-    if (!visible) s[i] = -std::numeric_limits<float>::infinity();
+    const int kv = min(at.kv + fragment_layout::column(i), kv_len - 1);
+    s[i] = static_cast<bool>(mask(at.batch, at.head, q, kv)) ? s[i] : -infinity;
+  }
+  if (at.kv + fragment_layout::column(Count - 1) < kv_len) return;
+#pragma unroll
+  for (int i = 0; i < Count; ++i) {
+    s[i] = at.kv + fragment_layout::column(i) < kv_len ? s[i] : -infinity;
   }
 }
 

@@ -12,16 +12,6 @@ namespace maskring::cuda::detail {
 
 inline constexpr float log2_e = 1.44269504088896340736f;
 
-/// How `online_softmax` computes.
-struct softmax_policy {
-  /// Of 16 exponentials, how many are polynomials on the FMA units, where the special function unit
-  /// is the bottleneck. M. Zadouri et al., FlashAttention-4, 2026.
-  int polynomial = 0;
-  /// The sums keep the maximum they refer to until scores exceed it by 2^8: most tiles then need no
-  /// rescaling. Exact, as any reference near the maximum is. From the same source.
-  bool lazy = false;
-};
-
 /// core/softmax.hpp's state for a thread's two rows, in powers of two: a score s counts as
 /// 2^(unit · s), `unit` being log2(e) times the scale not yet multiplied in (which must be positive).
 ///
@@ -35,34 +25,42 @@ struct online_softmax {
 
   /// Takes in a tile of scores, leaves 2^(unit · (s − maximum)) in their place, and returns the
   /// factors by which outputs summed over the old maximum must be multiplied.
-  template <softmax_policy P = softmax_policy{}, int Count>
-  __device__ void update(float (&s)[Count], float unit, float (&factor)[2]) {
-    float largest[2] = {maximum[0], maximum[1]};
+  ///
+  /// `Lazy` leaves the maximum where it is until a row's scores exceed it by 2^8, since any reference
+  /// near the maximum serves: most tiles then need no rescaling. Returns whether a factor of the warp
+  /// may differ from 1. Method: FlashAttention-4, 2026.
+  template <bool Lazy = false, int Count>
+  __device__ bool update(float (&s)[Count], float unit, float (&factor)[2]) {
+    // Two chains a row: one alone would wait for each of its operations.
+    float largest[2][2] = {{maximum[0], s[4]}, {maximum[1], s[6]}};
 #pragma unroll
     for (int i = 0; i < Count; ++i) {
-      float& row = largest[fragment_layout::row(i)];
-      row = fmaxf(row, s[i]);
+      float& chain = largest[fragment_layout::row(i)][(i >> 2) & 1];
+      chain = fmaxf(chain, s[i]);
     }
     float shift[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      largest[r] = fmaxf(largest[r], __shfl_xor_sync(~0u, largest[r], 1));
-      largest[r] = fmaxf(largest[r], __shfl_xor_sync(~0u, largest[r], 2));
-      if (P.lazy && (largest[r] - maximum[r]) * unit <= 8.0f) largest[r] = maximum[r];
+      float top = fmaxf(largest[r][0], largest[r][1]);
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+      if (Lazy && (top - maximum[r]) * unit <= 8.0f) top = maximum[r];
       // While a row has seen nothing, 0 stands in for its maximum: −inf − −inf would be NaN.
-      shift[r] = largest[r] == -infinity ? 0.0f : largest[r] * unit;
+      shift[r] = top == -infinity ? 0.0f : top * unit;
       factor[r] = ptx::exp2(maximum[r] * unit - shift[r]);
-      sum[r] *= factor[r];
-      maximum[r] = largest[r];
+      maximum[r] = top;
     }
+    const bool changed = !Lazy || __any_sync(~0u, factor[0] != 1 || factor[1] != 1);
+    float total[2][2] = {{sum[0] * factor[0], 0.0f}, {sum[1] * factor[1], 0.0f}};
 #pragma unroll
     for (int i = 0; i < Count; ++i) {
       const int r = fragment_layout::row(i);
-      const float x = s[i] * unit - shift[r];
-      const bool on_fma_units = i * P.polynomial / 16 != (i + 1) * P.polynomial / 16;
-      s[i] = on_fma_units ? ptx::exp2_polynomial(x) : ptx::exp2(x);
-      sum[r] += s[i];
+      s[i] = ptx::exp2(s[i] * unit - shift[r]);
+      total[r][(i >> 2) & 1] += s[i];
     }
+    sum[0] = total[0][0] + total[0][1];
+    sum[1] = total[1][0] + total[1][1];
+    return changed;
   }
 
   /// Adds up the quad's shares and returns row r's state over natural scores scale · s.
@@ -74,12 +72,11 @@ struct online_softmax {
   }
 };
 
-/// Multiplies a fragment's rows by their factors; a warp whose factors are all 1 does nothing.
-template <bool MostlyOne = false, int Count>
+/// Multiplies a fragment's rows by their factors.
+template <int Count>
 __device__ inline void scale_rows(float (&fragment)[Count], const float (&factor)[2]) {
-  if (MostlyOne && !__any_sync(~0u, factor[0] != 1 || factor[1] != 1)) return;
 #pragma unroll
   for (int i = 0; i < Count; ++i) fragment[i] *= factor[fragment_layout::row(i)];
 }
 
-}  // namespace maskring::cuda::detail
+} // namespace maskring::cuda::detail

@@ -14,6 +14,15 @@ __device__ inline void wait(std::uint64_t& barrier, std::uint32_t parity) {
   }
 }
 
+/// Blocks until both barriers' phases have completed; the first tries overlap.
+__device__ inline void wait(std::uint64_t& first, std::uint32_t first_parity, std::uint64_t& second,
+                            std::uint32_t second_parity) {
+  const bool first_done = ::cuda::ptx::mbarrier_try_wait_parity(&first, first_parity);
+  const bool second_done = ::cuda::ptx::mbarrier_try_wait_parity(&second, second_parity);
+  if (!first_done) wait(first, first_parity);
+  if (!second_done) wait(second, second_parity);
+}
+
 __device__ inline void arrive(std::uint64_t& barrier) { ::cuda::ptx::mbarrier_arrive(&barrier); }
 
 /// Arrives, and adds `bytes` to what the copy engine must deliver before the phase completes.

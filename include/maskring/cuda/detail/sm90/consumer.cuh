@@ -10,6 +10,17 @@
 
 namespace maskring::cuda::detail::sm90 {
 
+/// What a tile's softmax asks of the output summed before it.
+struct rescaling {
+  float factor[2] = {1, 1};
+  bool changed = false;
+
+  template <int Count>
+  __device__ void apply(float (&out)[Count]) const {
+    if (changed) scale_rows(out, factor);
+  }
+};
+
 /// One warpgroup's share of the block: 64 query rows.
 ///
 /// While the tensor cores form the next tile's scores and this tile's product with V, the group
@@ -33,7 +44,7 @@ public:
     float s[score_count];
     std::uint32_t p[P.tile.kv / 4];
     float out[P.v_dim / 2] = {};
-    float factor[2] = {1, 1};
+    rescaling scales;
     online_softmax rows;
 
     work_item item = next_item();
@@ -46,16 +57,16 @@ public:
     for (;;) {
       tile_note note = smem_.notes[k_cursor_.stage];
       release_keys();
-      exponentiate(s, item, note, rows, factor);
+      exponentiate(s, item, note, rows, scales);
       pack(s, p);
-      if (!note.last()) wait_keys();
-      while (!note.last()) note = step(s, p, out, item, rows, factor);
+      prepare(note);
+      while (!note.last()) note = step(s, p, out, item, rows, scales);
       release(smem_.q_slots[q_cursor_.stage]);
       q_cursor_.advance();
 
       const work_item next = next_item();
       if (!next.valid()) break;
-      if constexpr (P.rescale_early) scale_rows<P.lazy>(out, factor);
+      if constexpr (P.rescale_early) scales.apply(out);
       await_turn();
       wait_values();
       multiply_values(p, out);
@@ -72,7 +83,7 @@ public:
       item = next;
       ptx::wgmma_wait<0>(s);
     }
-    if constexpr (P.rescale_early) scale_rows<P.lazy>(out, factor);
+    if constexpr (P.rescale_early) scales.apply(out);
     wait_values();
     multiply_values(p, out);
     ptx::wgmma_wait<0>(out, p);
@@ -81,30 +92,38 @@ public:
   }
 
 private:
-  /// The next tile's scores and softmax, around this tile's product with V; the next keys are there.
+  /// The next tile's scores and softmax, around this tile's product with V; both operands are there.
   __device__ tile_note step(float (&s)[score_count], std::uint32_t (&p)[P.tile.kv / 4],
                             float (&out)[P.v_dim / 2], const work_item& item, online_softmax& rows,
-                            float (&factor)[2]) {
+                            rescaling& scales) {
     await_turn();
     multiply_keys(s);
-    if constexpr (P.rescale_early) scale_rows<P.lazy>(out, factor);
-    wait_values();
+    if constexpr (P.rescale_early) scales.apply(out);
     multiply_values(p, out);
     give_turn();
     const tile_note note = smem_.notes[k_cursor_.stage];
     ptx::wgmma_wait<1>(s);
     release_keys();
-    exponentiate(s, item, note, rows, factor);
+    exponentiate(s, item, note, rows, scales);
     // The assembler moves a wait for wgmma up through arithmetic, which would put the softmax
-    // behind the product that it is to overlap. It does not move it past this other wait.
+    // behind the product that it is to overlap. It does not move it past the waits of `prepare`.
     ptx::pin(s);
     ptx::pin(rows.sum);
-    if (!note.last()) wait_keys();
+    ring_cursor<P.stages> values = v_cursor_;
+    v_cursor_.advance();
+    prepare(note);
     ptx::wgmma_wait<0>(out, p);
-    release_values();
+    release(smem_.v_slots[values.stage]);
     pack(s, p);
-    if constexpr (!P.rescale_early) scale_rows<P.lazy>(out, factor);
+    if constexpr (!P.rescale_early) scales.apply(out);
     return note;
+  }
+
+  /// Waits for what the next step multiplies.
+  __device__ void prepare(tile_note note) {
+    slot_barriers& k = smem_.k_slots[k_cursor_.stage];
+    slot_barriers& v = smem_.v_slots[v_cursor_.stage];
+    if (!note.last()) ptx::wait(k.full, k_cursor_.round & 1, v.full, v_cursor_.round & 1);
   }
 
   __device__ void store(const work_item& item, float (&out)[P.v_dim / 2],
@@ -126,12 +145,12 @@ private:
   }
 
   __device__ void exponentiate(float (&s)[score_count], const work_item& item, tile_note note,
-                               online_softmax& rows, float (&factor)[2]) {
+                               online_softmax& rows, rescaling& scales) {
     const score_origin at{item.batch, item.head, item.q_tile * P.tile.q + row_,
                           note.tile() * P.tile.kv + fragment_layout::first_column(lane_)};
     if constexpr (Arguments::has_score) apply_score(s, args_.score, args_.scale, at, args_.q_len);
     if (note.partial()) apply_mask(s, args_.mask, at, args_.q_len, args_.kv_len);
-    rows.template update<softmax_policy{P.polynomial, P.lazy}>(s, Arguments::has_score ? log2_e : args_.scale * log2_e, factor);
+    scales.changed = rows.template update<P.lazy>(s, Arguments::has_score ? log2_e : args_.scale * log2_e, scales.factor);
   }
 
   /// S = Q Kᵀ, asynchronously.

@@ -16,8 +16,7 @@ struct forward_policy {
   int query_stages = 1;        ///< query tiles: with 2 the next item's queries arrive early
   bool ping_pong = true;       ///< consumers take turns: one multiplies while another exponentiates
   bool rescale_early = false;  ///< rescale the output before, not after, the next product with V
-  int polynomial = 0;          ///< of 16 exponentials, how many the FMA units compute
-  bool lazy = true;            ///< leave the reference maximum while scores stay near it
+  bool lazy = false;           ///< rescale only when a row's maximum has grown by 2^8
 
   constexpr int consumers() const { return tile.q / 64; }
   constexpr int threads() const { return 128 * (consumers() + 1); }

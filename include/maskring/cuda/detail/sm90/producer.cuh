@@ -9,7 +9,9 @@ namespace maskring::cuda::detail::sm90 {
 
 /// One thread: takes work from the grid's counter and hands it to producer and consumers.
 ///
-/// It reads the block map one item ahead of them, so that they never wait for device memory.
+/// It takes an item when the producer loads the last tile of the one before: early enough to read
+/// the block map before anybody waits for it, and late enough that whichever block is free first
+/// gets the longest item left.
 template <class Arguments>
 __device__ void schedule(const Arguments& args, forward_storage<Arguments::policy>& smem) {
   int index = static_cast<int>(blockIdx.x);
@@ -19,6 +21,7 @@ __device__ void schedule(const Arguments& args, forward_storage<Arguments::polic
     smem.work = item;
     ptx::arrive(smem.work_slot.full);
     if (!item.valid()) return;
+    ptx::wait(smem.item_ending, round & 1);
     const int taken = atomicAdd(args.next_work, 1);
     // Every item but each block's first, and one refusal a block, is taken from the counter.
     if (taken == args.order.count() - 1) *args.next_work = 0;
@@ -91,10 +94,14 @@ __device__ void produce(const Arguments& args, forward_storage<Arguments::policy
     const work_item item = smem.work;
     ptx::arrive(smem.work_slot.empty);
     if (!item.valid()) return;
-    if (item.sees_nothing()) continue;
+    if (item.sees_nothing()) {
+      ptx::arrive(smem.item_ending);
+      continue;
+    }
 
     const int kv_head = item.head / args.group;
     const auto load_k = [&](int tile, bool last, bool partial) {
+      if (last) ptx::arrive(smem.item_ending);
       slot_barriers& slot = smem.k_slots[k_cursor.stage];
       slot.wait_empty(k_cursor.round);
       smem.notes[k_cursor.stage] = tile_note::of(tile, last, partial);

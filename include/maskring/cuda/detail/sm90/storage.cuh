@@ -68,6 +68,7 @@ struct forward_storage {
   alignas(1024) std::byte k[P.stages][key_layout(P).bytes()];
   alignas(1024) std::byte v[P.stages][value_layout(P).bytes()];
   slot_barriers work_slot;
+  std::uint64_t item_ending;  ///< the producer reached an item's last tile: take the next one
   slot_barriers q_slots[P.query_stages];
   slot_barriers k_slots[P.stages], v_slots[P.stages];
   tile_note notes[P.stages]; ///< travel with the key tiles
@@ -77,6 +78,7 @@ struct forward_storage {
   __device__ void init() {
     constexpr int consumer_warps = 4 * P.consumers();
     work_slot.init(1, consumer_warps + 1);
+    ::cuda::ptx::mbarrier_init(&item_ending, 1);
     for (int s = 0; s < P.query_stages; ++s) q_slots[s].init(1, consumer_warps);
     for (int s = 0; s < P.stages; ++s) {
       k_slots[s].init(1, consumer_warps);
