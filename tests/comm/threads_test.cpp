@@ -178,11 +178,12 @@ TEST_CASE("threads: when a rank throws, those that wait for others end with its 
 }
 
 TEST_CASE("threads: the error that run_ranks throws is the first one, of its own type") {
-  CHECK_THROWS_AS(run_ranks(3, [](threads& c) {
-                    if (c.rank() == 1) throw std::domain_error{"first"};
-                    char byte = 0;
-                    c.start({}, std::vector{comm::receive(1, &byte, 1)}).wait({});
-                  }),
+  CHECK_THROWS_AS(run_ranks(3,
+                            [](threads& c) {
+                              if (c.rank() == 1) throw std::domain_error{"first"};
+                              char byte = 0;
+                              c.start({}, std::vector{comm::receive(1, &byte, 1)}).wait({});
+                            }),
                   std::domain_error);
   CHECK_THROWS_AS(run_ranks(2, [](threads&) { throw 5; }), int);
 }
