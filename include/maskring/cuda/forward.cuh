@@ -5,6 +5,8 @@
 #include <maskring/cuda/detail/dispatch.cuh>
 #include <maskring/cuda/detail/fp32/launch.cuh>
 #include <maskring/cuda/detail/sm80/forward.cuh>
+#include <maskring/cuda/detail/sm90/forward.cuh>
+#include <maskring/cuda/detail/sm90/target.cuh>
 #include <maskring/cuda/executor.cuh>
 
 namespace maskring {
@@ -27,6 +29,28 @@ void run_forward(const Executor& exec, const inputs<T>& in, const results<O>& ou
                                                        exec.stream());
     }
   };
+  const bool hopper_only = exec.policy().kernel == kernel::hopper;
+  if constexpr (!std::is_same_v<T, float> && sm90::may_target_hopper) {
+    constexpr auto shape = sm90::preferred_policy<Mask>(Dim::qk, Dim::v);
+    const bool wanted = exec.policy().kernel != kernel::portable;
+    if (wanted && sm90::supported(shape, in, out, p, map != nullptr ? *map : block_map_view{}) &&
+        sm90::compiled_for_hopper()) {
+      const auto hopper = [&](const block_map_view& tiles) {
+        exec.workspace().reserve(1, exec.stream());
+        sm90::forward<shape>(in, out, mask, tiles, score, p, exec.workspace().counters(), nullptr,
+                             exec.stream());
+      };
+      if (map != nullptr) {
+        hopper(*map);
+      } else {
+        with_block_map("forward", exec, mask, p, shape.tile, hopper);
+      }
+      return;
+    }
+  }
+  maskring::detail::require(!hopper_only,
+                            "forward: kernel is hopper, which cannot compute this call (device, "
+                            "element type, strides, or tiles other than cuda::forward_tile)");
   if (map != nullptr) {
     portable(*map);
   } else {
@@ -45,6 +69,8 @@ void forward(const executor<Dims>& exec, const inputs<T>& given, const results<O
   const problem p = maskring::detail::check_forward(in, out, opt);
   if (map != nullptr) check_map("forward", *map, p);
   if (p.batch * p.q_heads * p.q_len == 0) return;
+  // A mask that keeps everything needs no map; without one any kernel's tiles do.
+  if (std::is_same_v<Mask, mask::full>) map = nullptr;
   with_head_dim("forward", p, Dims{}, [&](auto dim) {
     run_forward<decltype(dim)>(exec, in, out, mask, map, score, p);
   });
@@ -52,8 +78,35 @@ void forward(const executor<Dims>& exec, const inputs<T>& given, const results<O
 
 }  // namespace cuda::detail
 
+namespace cuda {
+
+/// The tile for block maps of forward calls with this mask and these head dimensions: the one that
+/// the fastest kernel on the current device takes. The portable kernel takes any multiple of
+/// 128 × 128, as do all backward kernels.
+template <class Mask, class Dims>
+tile_shape forward_tile(const executor<Dims>& exec, index_t qk_dim, index_t v_dim) {
+  tile_shape tile{128, 128};
+  if constexpr (detail::sm90::may_target_hopper) {
+    problem p;
+    p.qk_dim = qk_dim;
+    p.v_dim = v_dim;
+    detail::with_head_dim("forward_tile", p, Dims{}, [&](auto dim) {
+      constexpr auto shape =
+          detail::sm90::preferred_policy<Mask>(decltype(dim)::qk, decltype(dim)::v);
+      if (exec.policy().kernel != kernel::portable && shape.valid() &&
+          detail::device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
+          detail::sm90::compiled_for_hopper()) {
+        tile = shape.tile;
+      }
+    });
+  }
+  return tile;
+}
+
+}  // namespace cuda
+
 /// Attention on the device under a mask whose block map is there already (cuda::make_block_map, from
-/// the same mask, with tiles that are multiples of 128 × 128).
+/// the same mask, with tiles as cuda::forward_tile says or multiples of 128 × 128).
 ///
 ///   out = softmax(score(scale·q·kᵀ) where mask, else −inf)·v,   lse = log Σ exp(score)
 ///

@@ -13,7 +13,8 @@ namespace maskring::cuda {
 /// more and never shrinks, so that a repeated call allocates nothing.
 ///
 /// One workspace serves one stream at a time: calls on the same stream may share it, calls that may
-/// overlap need one each. Memory is allocated and freed in the order of the stream.
+/// overlap need one each. Memory is allocated and freed in the order of the stream, so the workspace
+/// must go before the stream does.
 class workspace {
 public:
   workspace() = default;

@@ -20,30 +20,36 @@ public:
     end_ = map.rows.offsets[row + 1];
   }
 
-  __device__ void look(const block_map_view& map) {
+  __device__ void look(const block_map_view& map, const int* counter) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     if (first_ + lane < end_) run_ = map.rows.runs[first_ + lane];
+    seen_ = read(counter);
   }
 
   /// Returns when all that come before `kv_tile` (a tile of the kernel) have added.
   __device__ void wait(const block_map_view& map, const int* counter, int kv_tile, int per_tile) {
     const int before = predecessor(map, kv_tile, per_tile) + 1;
     if (threadIdx.x % 32 == 0 && before > 0) {
-      int seen;
-      do {
-        asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-      } while (seen != before);
+      while (seen_ != before) seen_ = read(counter);
     }
     __syncwarp();
   }
 
   /// By one thread, when all threads of the block have added and met at a barrier.
   static __device__ void pass_on(int* counter, int kv_tile) {
-    __threadfence();
-    asm volatile("st.release.gpu.global.b32 [%0], %1;" ::"l"(counter), "r"(kv_tile + 1) : "memory");
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
+    asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(counter), "r"(kv_tile + 1) : "memory");
   }
 
 private:
+  // Without acquire: what follows are additions in the L2 cache, where the predecessor's already are,
+  // and nothing is read.
+  static __device__ int read(const int* counter) {
+    int value;
+    asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
+    return value;
+  }
+
   /// The key tile before `kv_tile` in the row, −1 if it is the first.
   __device__ int predecessor(const block_map_view& map, int kv_tile, int per_tile) {
     if (map.rows.offsets == nullptr || kv_tile % per_tile != 0) return kv_tile - 1;
@@ -66,6 +72,7 @@ private:
 
   int first_ = 0, end_ = 0;
   tile_run run_;
+  int seen_ = 0;  ///< of the counter
 };
 
 }  // namespace maskring::cuda::detail

@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(block_threads)
       if (args.ordered && threadIdx.x < 32) {
         dq_turn turn;
         turn.begin(args.map, b, h, first_q / args.map.tile.q);
-        turn.look(args.map);
+        turn.look(args.map, args.dq_done + tile);
         turn.wait(args.map, args.dq_done + tile, kv_tile, args.kv_tiles_per_map_tile);
       }
       __syncthreads();

@@ -140,7 +140,7 @@ private:
     float p[s_rows][count] = {};
     multiply<q_layout, k_layout, s_rows, s_columns, P.qk_dim / 16>(
         p, shared_ + q_at(stage_), shared_ + P.k_at(), score_warp_row(), score_warp_column());
-    if (args_.ordered && warp() == 0) turn.look(args_.map);
+    if (args_.ordered && warp() == 0) turn.look(args_.map, args_.dq_done + rows);
     const float unit = Arguments::has_score ? log2_e : args_.scale * log2_e;
     if constexpr (!Arguments::has_score) {
 #pragma unroll

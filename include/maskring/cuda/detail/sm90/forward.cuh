@@ -28,6 +28,7 @@ namespace maskring::cuda::detail::sm90 {
 template <class Arguments>
 __global__ void __launch_bounds__(Arguments::policy.threads(), 1)
     forward_kernel(const __grid_constant__ Arguments args) {
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)  // empty for other architectures
   constexpr forward_policy P = Arguments::policy;
   extern __shared__ __align__(1024) std::byte memory[];
   auto& smem = *reinterpret_cast<forward_storage<P>*>(memory);
@@ -50,6 +51,7 @@ __global__ void __launch_bounds__(Arguments::policy.threads(), 1)
     ptx::acquire_registers<P.consumer_registers()>();
     consumer<Arguments>{args, smem, warp / 4 - 1}.run();
   }
+#endif
 }
 
 /// The shape for these head dimensions, or one that is not valid() if this kernel has none.
