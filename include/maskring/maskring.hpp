@@ -12,8 +12,10 @@
 #include <maskring/core/softmax.hpp>
 #include <maskring/cp/all_gather.hpp>
 #include <maskring/cp/host.hpp>
+#include <maskring/cp/hybrid.hpp>
 #include <maskring/cp/ring.hpp>
 #include <maskring/cp/sum.hpp>
+#include <maskring/cp/ulysses.hpp>
 #include <maskring/cpu/host.hpp>
 #include <maskring/mask/basic.hpp>
 #include <maskring/mask/batched.hpp>
@@ -39,3 +41,4 @@
 #include <maskring/score/softcap.hpp>
 #include <maskring/shard/layout.hpp>
 #include <maskring/shard/rewrite.hpp>
+#include <maskring/shard/subdivided.hpp>

@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Builds the small program beside this script as a user of the library would, and runs it.
-# usage: build.sh pkg_config|cmake_package|meson_subproject|plain_include
-#        in the environment: MASKRING_SOURCE, MASKRING_BUILD (a Meson build folder), CXX
+# usage: build.sh pkg_config|cmake_package|meson_subproject|plain_include|nvcc
+#        in the environment: MASKRING_SOURCE, MASKRING_BUILD (a Meson build folder), CXX, NVCC
 set -eu
 
 skip() {
@@ -58,8 +58,14 @@ case $1 in
     $CXX -std=c++20 -I "$MASKRING_SOURCE/include" program/*.cpp -pthread -o consumer
     ./consumer
     ;;
+  nvcc)
+    # shellcheck disable=SC2086
+    $NVCC -std=c++20 --expt-relaxed-constexpr -Werror=all-warnings -I "$MASKRING_SOURCE/include" \
+      "$here"/cuda_program/*.cu -o consumer
+    ./consumer
+    ;;
   *)
-    echo "build.sh: unknown way '$1', expected pkg_config, cmake_package, meson_subproject or plain_include" >&2
+    echo "build.sh: unknown way '$1', expected one of those in the usage" >&2
     exit 2
     ;;
 esac
