@@ -117,3 +117,17 @@ TEST_CASE("host attention takes a block map that is there already, and leaves ls
   CHECK(out.storage() == again.storage());
   CHECK(max_error(out, reference_forward(inputs{*q, *q, *q}, causal).out) < 2e-6);
 }
+
+TEST_CASE("a NaN shows in the rows that see it, and in no other") {
+  std::mt19937_64 random{14};
+  auto q = random_tensor<float, 4>(random, {1, 1, 100, 16});
+  const auto k = random_tensor<float, 4>(random, {1, 1, 100, 16});
+  q(0, 0, 70, 3) = std::nanf("");
+  tensor<float, 4> out{{1, 1, 100, 16}};
+  tensor<float, 3> lse{{1, 1, 100}};
+  forward(host{}, inputs{*q, *k, *k}, results{*out, *lse}, mask::causal{});
+  for (int i = 0; i < 100; ++i) {
+    CHECK(std::isnan(out(0, 0, i, 0)) == (i == 70));
+    CHECK(std::isnan(lse(0, 0, i)) == (i == 70));
+  }
+}

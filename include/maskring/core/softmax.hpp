@@ -17,7 +17,8 @@ struct softmax_state {
   Real maximum = -std::numeric_limits<Real>::infinity();
   Real sum = 0;
 
-  constexpr bool empty() const { return !(sum > 0); }
+  /// Not of a NaN, which must show in the results.
+  constexpr bool empty() const { return sum == 0; }
 
   /// The state whose log-sum-exp is `lse`; −inf gives the empty state.
   static constexpr softmax_state from_lse(Real lse) {

@@ -9,6 +9,9 @@
 #if !defined(__GNUC__)
 #error "maskring's host attention needs the vector extensions of GCC or Clang"
 #endif
+#if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
+#error "maskring marks masked scores by -inf: compile without -ffast-math and -ffinite-math-only"
+#endif
 
 /// Hot code is a template without a target attribute of its own; it must be inlined into a function
 /// that has one (isa.hpp), or it would be compiled for the oldest processor.
@@ -32,6 +35,7 @@ namespace maskring::cpu::detail {
 struct avx512 {
   typedef float reg __attribute__((vector_size(64)));
   typedef std::int32_t ireg __attribute__((vector_size(64)));
+  typedef std::uint32_t ureg __attribute__((vector_size(64)));
   typedef float unaligned __attribute__((vector_size(64), aligned(4), may_alias));
   typedef std::uint16_t halves __attribute__((vector_size(32), aligned(2), may_alias));
   static constexpr int lanes = 16, rows = 6, vectors = 4;
@@ -47,6 +51,7 @@ struct avx512 {
 struct avx2 {
   typedef float reg __attribute__((vector_size(32)));
   typedef std::int32_t ireg __attribute__((vector_size(32)));
+  typedef std::uint32_t ureg __attribute__((vector_size(32)));
   typedef float unaligned __attribute__((vector_size(32), aligned(4), may_alias));
   typedef std::uint16_t halves __attribute__((vector_size(16), aligned(2), may_alias));
   static constexpr int lanes = 8, rows = 6, vectors = 2;
@@ -62,9 +67,14 @@ struct avx2 {
 struct baseline {
   typedef float reg __attribute__((vector_size(16)));
   typedef std::int32_t ireg __attribute__((vector_size(16)));
+  typedef std::uint32_t ureg __attribute__((vector_size(16)));
   typedef float unaligned __attribute__((vector_size(16), aligned(4), may_alias));
   typedef std::uint16_t halves __attribute__((vector_size(8), aligned(2), may_alias));
-  static constexpr int lanes = 4, rows = 4, vectors = 2;
+#if defined(__aarch64__)
+  static constexpr int lanes = 4, rows = 6, vectors = 4; // of 32 registers
+#else
+  static constexpr int lanes = 4, rows = 4, vectors = 2; // of 16
+#endif
 
   static MASKRING_INLINE void zip(reg& a, reg& b) {
     const reg low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
@@ -80,6 +90,7 @@ template <class Isa>
 struct simd {
   using reg = typename Isa::reg;
   using ireg = typename Isa::ireg;
+  using ureg = typename Isa::ureg;
 
   static MASKRING_INLINE void load(reg& x, const float* from) {
     x = *reinterpret_cast<const typename Isa::unaligned*>(from);
@@ -123,8 +134,8 @@ struct simd {
     y = y * fraction + coefficient[2];
     y = y * fraction + coefficient[1];
     y = y * fraction + coefficient[0];
-    const ireg exponent = (ireg)shifted << 23;
-    const reg scaled = (reg)((ireg)y + exponent);
+    const ureg exponent = (ureg)shifted << 23;
+    const reg scaled = (reg)((ureg)y + exponent);
     x = x < -126.0f ? reg{} : scaled;
   }
 
