@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// Context parallelism on devices.
+#pragma once
+
+#include <maskring/cp/backend.hpp>
+#include <maskring/cp/detail/driver.hpp>
+#include <maskring/cp/detail/move_kernels.cuh>
+#include <maskring/cuda/backward.cuh>
+#include <maskring/cuda/block_map.cuh>
+#include <maskring/cuda/forward.cuh>
+
+namespace maskring::cp {
+
+/// Drivers on cuda::on(stream, workspace), with comm::local or comm::nccl.
+///
+/// Everything is queued on the stream, and nothing waits for it once block maps and buffers exist
+/// (after the first forward and the first backward call of a driver). Masks that read tables of the
+/// device need a plan made from their host counterpart.
+template <class Dims>
+struct backend<cuda::executor<Dims>> {
+  using executor = cuda::executor<Dims>;
+
+  static cudaStream_t queue(const executor& exec) { return exec.stream(); }
+
+  template <class A, class B>
+  static void copy(const executor& exec, const view<const A, 4>& from, const view<B, 4>& to) {
+    if constexpr (std::is_same_v<A, B>) {
+      if (detail::is_packed(from) && detail::is_packed(to)) {
+        if (to.size() == 0) return;
+        cuda::detail::require_cuda(
+            cudaMemcpyAsync(to.data, from.data, static_cast<std::size_t>(to.size()) * sizeof(A),
+                            cudaMemcpyDeviceToDevice, exec.stream()),
+            "cudaMemcpyAsync");
+        return;
+      }
+    }
+    detail::move(from, to, detail::assign{}, exec.stream());
+  }
+
+  static void add(const executor& exec, const view<const float, 4>& from,
+                  const view<float, 4>& to) {
+    detail::move(from, to, detail::accumulate{}, exec.stream());
+  }
+
+  template <class T>
+  static void zero(const executor& exec, const view<T, 4>& tensor) {
+    detail::fill_zero(tensor, exec.stream());
+  }
+
+  template <mask_mod Mask>
+  static kept_map make_map(const executor& exec, const Mask& mask, const map_shape& sizes,
+                           tile_shape tile) {
+    auto map =
+        std::make_shared<const cuda::block_map>(cuda::make_block_map(exec, mask, sizes, tile));
+    return {map->view(), map};
+  }
+
+  template <class... Arguments>
+  static void forward(const executor& exec, const Arguments&... arguments) {
+    maskring::forward(exec, arguments...);
+  }
+  template <class... Arguments>
+  static void backward(const executor& exec, const Arguments&... arguments) {
+    maskring::backward(exec, arguments...);
+  }
+};
+
+} // namespace maskring::cp
