@@ -31,23 +31,18 @@ struct online_softmax {
   /// may differ from 1. Method: FlashAttention-4, 2026.
   template <bool Lazy = false, int Count>
   __device__ bool update(float (&s)[Count], float unit, float (&factor)[2]) {
-    // Two chains a row: one alone would wait for each of its operations.
-    float largest[2][2] = {{maximum[0], s[4]}, {maximum[1], s[6]}};
-#pragma unroll
-    for (int i = 0; i < Count; ++i) {
-      float& chain = largest[fragment_layout::row(i)][(i >> 2) & 1];
-      chain = fmaxf(chain, s[i]);
-    }
+    float largest[2] = {maximum[0], maximum[1]};
+    take_largest(s, largest);
     float shift[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float top = fmaxf(largest[r][0], largest[r][1]);
-      top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+      float top = fmaxf(largest[r], __shfl_xor_sync(~0u, largest[r], 1));
       top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
       if (Lazy && (top - maximum[r]) * unit <= 8.0f) top = maximum[r];
       // While a row has seen nothing, 0 stands in for its maximum: −inf − −inf would be NaN.
-      shift[r] = top == -infinity ? 0.0f : top * unit;
-      factor[r] = ptx::exp2(maximum[r] * unit - shift[r]);
+      const float reference = top == -infinity ? 0.0f : top;
+      shift[r] = reference * unit;
+      factor[r] = ptx::exp2((maximum[r] - reference) * unit);  // exactly 1 if they are equal
       maximum[r] = top;
     }
     const bool changed = !Lazy || __any_sync(~0u, factor[0] != 1 || factor[1] != 1);
@@ -69,6 +64,34 @@ struct online_softmax {
     total += __shfl_xor_sync(~0u, total, 1);
     total += __shfl_xor_sync(~0u, total, 2);
     return total > 0 ? softmax_state<float>{maximum[r] * scale, total} : softmax_state<float>{};
+  }
+
+private:
+  /// Raises each row's `largest` to its largest score.
+  ///
+  /// The bits of floats compare like integers as soon as one of the two is positive, and integers have
+  /// a maximum of three; a warp with a row that is all negative so far compares floats.
+  template <int Count>
+  static __device__ void take_largest(const float (&s)[Count], float (&largest)[2]) {
+    // Two chains a row: one alone would wait for each of its operations.
+    int bits[2][2];
+    for (int r = 0; r < 2; ++r) bits[r][0] = bits[r][1] = __float_as_int(largest[r]);
+#pragma unroll
+    for (int i = 0; i < Count; i += 2) {
+      int& chain = bits[fragment_layout::row(i)][(i >> 2) & 1];
+      chain = __vimax3_s32(chain, __float_as_int(s[i]), __float_as_int(s[i + 1]));
+    }
+    const int top[2] = {max(bits[0][0], bits[0][1]), max(bits[1][0], bits[1][1])};
+    if (__any_sync(~0u, (top[0] | top[1]) < 0)) {
+#pragma unroll
+      for (int i = 0; i < Count; ++i) {
+        float& row = largest[fragment_layout::row(i)];
+        row = fmaxf(row, s[i]);
+      }
+    } else {
+      largest[0] = __int_as_float(top[0]);
+      largest[1] = __int_as_float(top[1]);
+    }
   }
 };
 

@@ -55,13 +55,13 @@ public:
     multiply_keys(s);
     ptx::wgmma_wait<0>(s);
     for (;;) {
-      tile_note note = smem_.notes[k_cursor_.stage];
+      tile_note note = smem_.notes[k_cursor_.stage()];
       release_keys();
       exponentiate(s, item, note, rows, scales);
       pack(s, p);
       prepare(note);
       while (!note.last()) note = step(s, p, out, item, rows, scales);
-      release(smem_.q_slots[q_cursor_.stage]);
+      release(smem_.q_slots[q_cursor_.stage()]);
       q_cursor_.advance();
 
       const work_item next = next_item();
@@ -101,7 +101,7 @@ private:
     if constexpr (P.rescale_early) scales.apply(out);
     multiply_values(p, out);
     give_turn();
-    const tile_note note = smem_.notes[k_cursor_.stage];
+    const tile_note note = smem_.notes[k_cursor_.stage()];
     ptx::wgmma_wait<1>(s);
     release_keys();
     exponentiate(s, item, note, rows, scales);
@@ -113,7 +113,7 @@ private:
     v_cursor_.advance();
     prepare(note);
     ptx::wgmma_wait<0>(out, p);
-    release(smem_.v_slots[values.stage]);
+    release(smem_.v_slots[values.stage()]);
     pack(s, p);
     if constexpr (!P.rescale_early) scales.apply(out);
     return note;
@@ -121,9 +121,9 @@ private:
 
   /// Waits for what the next step multiplies.
   __device__ void prepare(tile_note note) {
-    slot_barriers& k = smem_.k_slots[k_cursor_.stage];
-    slot_barriers& v = smem_.v_slots[v_cursor_.stage];
-    if (!note.last()) ptx::wait(k.full, k_cursor_.round & 1, v.full, v_cursor_.round & 1);
+    slot_barriers& k = smem_.k_slots[k_cursor_.stage()];
+    slot_barriers& v = smem_.v_slots[v_cursor_.stage()];
+    if (!note.last()) ptx::wait(k.full, k_cursor_.round() & 1, v.full, v_cursor_.round() & 1);
   }
 
   __device__ void store(const work_item& item, float (&out)[P.v_dim / 2],
@@ -158,8 +158,8 @@ private:
     constexpr operand_layout q = query_layout(P);
     constexpr operand_layout k = key_layout(P);
     const std::uint64_t queries =
-        ptx::describe(smem_.q[q_cursor_.stage] + group_ * 64 * q.row_bytes(), q.swizzle(), q.atom_bytes());
-    const std::uint64_t keys = ptx::describe(smem_.k[k_cursor_.stage], k.swizzle(), k.atom_bytes());
+        ptx::describe(smem_.q[q_cursor_.stage()] + group_ * 64 * q.row_bytes(), q.swizzle(), q.atom_bytes());
+    const std::uint64_t keys = ptx::describe(smem_.k[k_cursor_.stage()], k.swizzle(), k.atom_bytes());
     ptx::pin(s);
     ptx::wgmma_fence();
 #pragma unroll
@@ -175,7 +175,7 @@ private:
   __device__ void multiply_values(std::uint32_t (&p)[P.tile.kv / 4], float (&out)[P.v_dim / 2]) {
     constexpr operand_layout v = value_layout(P);
     const std::uint64_t values =
-        ptx::describe(smem_.v[v_cursor_.stage], v.swizzle(), v.atom_bytes(), v.chunk_bytes());
+        ptx::describe(smem_.v[v_cursor_.stage()], v.swizzle(), v.atom_bytes(), v.chunk_bytes());
     ptx::pin(p);
     ptx::pin(out);
     ptx::wgmma_fence();
@@ -202,18 +202,18 @@ private:
     }
   }
 
-  __device__ void wait_queries() { smem_.q_slots[q_cursor_.stage].wait_full(q_cursor_.round); }
-  __device__ void wait_keys() { smem_.k_slots[k_cursor_.stage].wait_full(k_cursor_.round); }
-  __device__ void wait_values() { smem_.v_slots[v_cursor_.stage].wait_full(v_cursor_.round); }
+  __device__ void wait_queries() { smem_.q_slots[q_cursor_.stage()].wait_full(q_cursor_.round()); }
+  __device__ void wait_keys() { smem_.k_slots[k_cursor_.stage()].wait_full(k_cursor_.round()); }
+  __device__ void wait_values() { smem_.v_slots[v_cursor_.stage()].wait_full(v_cursor_.round()); }
   __device__ void release(slot_barriers& slot) {
     if (lane_ == 0) ptx::arrive(slot.empty);
   }
   __device__ void release_keys() {
-    release(smem_.k_slots[k_cursor_.stage]);
+    release(smem_.k_slots[k_cursor_.stage()]);
     k_cursor_.advance();
   }
   __device__ void release_values() {
-    release(smem_.v_slots[v_cursor_.stage]);
+    release(smem_.v_slots[v_cursor_.stage()]);
     v_cursor_.advance();
   }
 

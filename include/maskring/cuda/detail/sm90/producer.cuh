@@ -102,29 +102,29 @@ __device__ void produce(const Arguments& args, forward_storage<Arguments::policy
     const int kv_head = item.head / args.group;
     const auto load_k = [&](int tile, bool last, bool partial) {
       if (last) ptx::arrive(smem.item_ending);
-      slot_barriers& slot = smem.k_slots[k_cursor.stage];
-      slot.wait_empty(k_cursor.round);
-      smem.notes[k_cursor.stage] = tile_note::of(tile, last, partial);
+      slot_barriers& slot = smem.k_slots[k_cursor.stage()];
+      slot.wait_empty(k_cursor.round());
+      smem.notes[k_cursor.stage()] = tile_note::of(tile, last, partial);
       ptx::arrive_expecting(slot.full, key_layout(P).bytes());
-      load_tile<key_layout(P)>(smem.k[k_cursor.stage], args.k, slot.full, tile * P.tile.kv, kv_head,
+      load_tile<key_layout(P)>(smem.k[k_cursor.stage()], args.k, slot.full, tile * P.tile.kv, kv_head,
                                item.batch);
       k_cursor.advance();
     };
     const auto load_v = [&](int tile) {
-      slot_barriers& slot = smem.v_slots[v_cursor.stage];
-      slot.wait_empty(v_cursor.round);
+      slot_barriers& slot = smem.v_slots[v_cursor.stage()];
+      slot.wait_empty(v_cursor.round());
       ptx::arrive_expecting(slot.full, value_layout(P).bytes());
-      load_tile<value_layout(P)>(smem.v[v_cursor.stage], args.v, slot.full, tile * P.tile.kv,
+      load_tile<value_layout(P)>(smem.v[v_cursor.stage()], args.v, slot.full, tile * P.tile.kv,
                                  kv_head, item.batch);
       v_cursor.advance();
     };
 
     tile_walk walk{args, item, P.tile.kv};
     load_k(walk.tile(), walk.last(), walk.partial());
-    slot_barriers& q_slot = smem.q_slots[q_cursor.stage];
-    q_slot.wait_empty(q_cursor.round);
+    slot_barriers& q_slot = smem.q_slots[q_cursor.stage()];
+    q_slot.wait_empty(q_cursor.round());
     ptx::arrive_expecting(q_slot.full, query_layout(P).bytes());
-    load_tile<query_layout(P)>(smem.q[q_cursor.stage], args.q, q_slot.full, item.q_tile * P.tile.q,
+    load_tile<query_layout(P)>(smem.q[q_cursor.stage()], args.q, q_slot.full, item.q_tile * P.tile.q,
                                item.head, item.batch);
     q_cursor.advance();
     int tile = walk.tile();

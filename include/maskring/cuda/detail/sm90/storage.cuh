@@ -48,18 +48,14 @@ struct slot_barriers {
   __device__ void wait_empty(std::uint32_t round) { ptx::wait(empty, (round & 1) ^ 1); }
 };
 
-/// The next stage of a ring, and in which round the ring is.
+/// Counts through a ring's stages; one register, for the producer has few.
 template <int Stages>
 struct ring_cursor {
-  int stage = 0;
-  std::uint32_t round = 0;
+  std::uint32_t index = 0;
 
-  __device__ void advance() {
-    if (++stage == Stages) {
-      stage = 0;
-      ++round;
-    }
-  }
+  __device__ int stage() const { return static_cast<int>(index % Stages); }
+  __device__ std::uint32_t round() const { return index / Stages; }
+  __device__ void advance() { ++index; }
 };
 
 template <forward_policy P>
