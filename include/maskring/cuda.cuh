@@ -4,6 +4,7 @@
 
 #include <maskring/comm/capture.cuh>
 #include <maskring/comm/local.cuh>
+#include <maskring/cp/cuda.cuh>
 #include <maskring/cuda/backward.cuh>
 #include <maskring/cuda/block_map.cuh>
 #include <maskring/cuda/forward.cuh>
