@@ -2,9 +2,7 @@
 // Attention with 16-bit elements on the device against the fp64 reference.
 #include "attention.cuh"
 
-using namespace maskring;
-using namespace maskring::testing;
-
+namespace maskring::testing {
 namespace {
 
 template <class T, class Dims>
@@ -45,6 +43,18 @@ TEST_CASE("queries of 192, values of 128") {
   compare<bfloat16>(exec, {.q_len = 190, .kv_len = 210, .qk_dim = 192, .v_dim = 128}, score::none{});
 }
 
+TEST_CASE("the kernel that the device likes best") {
+  cuda::workspace scratch;
+  const auto exec = cuda::on(nullptr, scratch, cuda::head_dims<128>);
+  for (int mask = any_mask::full; mask <= any_mask::scattered; ++mask) {
+    compare<bfloat16>(exec, {.mask = mask, .qk_dim = 128, .v_dim = 128}, score::none{});
+  }
+  compare<bfloat16>(exec,
+                    {.mask = any_mask::per_head, .batch = 2, .q_heads = 6, .kv_heads = 2,
+                     .q_len = 77, .kv_len = 301, .qk_dim = 120, .v_dim = 64, .sink = true},
+                    score::none{});
+}
+
 TEST_CASE("score modifiers") {
   cuda::workspace scratch;
   const auto exec = cuda::on(nullptr, scratch, cuda::head_dims<64>)
@@ -57,3 +67,5 @@ TEST_CASE("score modifiers") {
                       any_score{kind});
   }
 }
+
+}  // namespace maskring::testing

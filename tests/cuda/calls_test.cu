@@ -7,9 +7,7 @@
 #include <stdexcept>
 #include <string>
 
-using namespace maskring;
-using namespace maskring::testing;
-
+namespace maskring::testing {
 TEST_CASE("fp32 elements are computed at fp32 accuracy") {
   cuda::workspace scratch;
   const auto exec = cuda::on(nullptr, scratch, cuda::head_dims<64>);
@@ -99,10 +97,10 @@ TEST_CASE("carried states: keys in two calls, fp32 output, gradients accumulated
 
 TEST_CASE("a captured graph of forward and backward replays to the same bits") {
   problem_on_device p;
-  cuda::workspace scratch;
   cudaStream_t stream = nullptr;
   REQUIRE(cudaStreamCreate(&stream) == cudaSuccess);
   {
+    cuda::workspace scratch;  // goes before its stream
     const auto exec = cuda::on(stream, scratch, cuda::head_dims<64>);
     const any_mask mask{any_mask::window};
     const auto map = cuda::make_block_map(exec, mask, {1, problem_on_device::heads, problem_on_device::length, problem_on_device::keys});
@@ -174,3 +172,5 @@ TEST_CASE("bad arguments are named before anything is queued") {
   CHECK_THROWS_AS(scratch.reserve(std::size_t{1} << 60, nullptr), cuda::error);
   CHECK(cudaGetLastError() == cudaSuccess);
 }
+
+}  // namespace maskring::testing
