@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Everything, with CUDA. NCCL's transport is apart, since it needs NCCL's header.
+// Everything that a program with a GPU needs.
 #pragma once
 
-#include <maskring/comm/capture.cuh>
-#include <maskring/comm/local.cuh>
-#include <maskring/cp/cuda.cuh>
 #include <maskring/cuda/backward.cuh>
 #include <maskring/cuda/block_map.cuh>
+#include <maskring/cuda/error.cuh>
+#include <maskring/cuda/executor.cuh>
 #include <maskring/cuda/forward.cuh>
 #include <maskring/cuda/tables.cuh>
+#include <maskring/cuda/workspace.cuh>
 #include <maskring/maskring.hpp>

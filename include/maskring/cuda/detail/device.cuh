@@ -39,6 +39,9 @@ void launch(void (*kernel)(Arguments), const char* name, index_t blocks, int thr
   maskring::detail::require(blocks < (index_t{1} << 31), name, ": the call needs ", blocks,
                             " blocks, expected less than 2^31");
   if (bytes > 48 * 1024) {
+    const int most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    maskring::detail::require(bytes <= most, name, ": the kernel needs ", bytes,
+                              " bytes of shared memory a block, the device has ", most);
     require_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                  name);
   }
