@@ -37,6 +37,8 @@ public:
   class pending {
   public:
     void wait(cudaStream_t stream) { endpoint_.finish(stream, moving_); }
+    /// Where the messages to this rank are copied.
+    cudaStream_t queue() const { return endpoint_.queue(); }
 
   private:
     friend class local;

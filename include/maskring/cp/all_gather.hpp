@@ -50,8 +50,10 @@ public:
     inputs<T> now{in.q, k, v};
     now.sink = in.sink;
     now.previous = in.previous;
-    backend<Exec>::forward(exec, now, out, local_mask(), map_at(exec), local_score(),
-                           this->options_);
+    this->recorder_.compute(exec, {"forward"}, [&] {
+      backend<Exec>::forward(exec, now, out, local_mask(), map_at(exec), local_score(),
+                             this->options_);
+    });
   }
 
   /// As cp::ring::backward.
@@ -71,8 +73,10 @@ public:
     now.sink = in.sink;
     options adding = this->options_;
     adding.accumulate = true;
-    backend<Exec>::backward(exec, now, up, all.with_sink(home.dsink), local_mask(), map_at(exec),
-                            local_score(), adding);
+    this->recorder_.compute(exec, {"backward"}, [&] {
+      backend<Exec>::backward(exec, now, up, all.with_sink(home.dsink), local_mask(), map_at(exec),
+                              local_score(), adding);
+    });
     scatter(exec, all, home);
     this->round_gradients(exec, home, grad);
   }
@@ -134,7 +138,7 @@ private:
     this->group_.clear();
     const view<T, 4> all_k = post(exec, keys_, k), all_v = post(exec, values_, v);
     const int self = this->rank();
-    this->overlap(exec, [&] {
+    this->overlap(exec, {"own keys"}, [&] {
       // While the others' keys are on their way: what none of them fills, and this rank's own.
       // What no query sees still meets a probability of 0, and 0 times garbage may be NaN.
       if (keys_needed_ < span_.size()) {
@@ -230,7 +234,7 @@ private:
     };
     const float* dk = exchange(all.dk, dk_side_);
     const float* dv = exchange(all.dv, dv_side_);
-    this->overlap(exec, [&] {
+    this->overlap(exec, {"own gradients"}, [&] {
       add_own(exec, all.dk, home.dk);
       add_own(exec, all.dv, home.dv);
     });

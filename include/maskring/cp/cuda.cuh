@@ -2,6 +2,7 @@
 // Context parallelism on devices.
 #pragma once
 
+#include <maskring/comm/detail/device_objects.cuh>
 #include <maskring/cp/backend.hpp>
 #include <maskring/cp/detail/driver.hpp>
 #include <maskring/cp/detail/move_kernels.cuh>
@@ -45,6 +46,31 @@ struct backend<cuda::executor<Dims>> {
   template <class T>
   static void zero(const executor& exec, const view<T, 4>& tensor) {
     detail::fill_zero(tensor, exec.stream());
+  }
+
+  /// When the stream's work so far will be done, by events of its device.
+  static timeline::instant mark(timeline& record, cudaStream_t stream) {
+    struct origin {
+      comm::detail::event event = comm::detail::make_event(true);
+      double microseconds = 0;
+    };
+    const int device = comm::detail::current_device();
+    const auto zero = record.keep<origin>("device " + std::to_string(device), [&] {
+      auto out = std::make_shared<origin>();
+      comm::detail::record(out->event, stream);
+      cuda::detail::require_cuda(cudaEventSynchronize(out->event.get()), "cudaEventSynchronize");
+      out->microseconds = record.microseconds();
+      return out;
+    });
+    const auto here = std::make_shared<comm::detail::event>(comm::detail::make_event(true));
+    comm::detail::record(*here, stream);
+    return [zero, here] {
+      float ms = 0;
+      cuda::detail::require_cuda(cudaEventSynchronize(here->get()), "cudaEventSynchronize");
+      cuda::detail::require_cuda(cudaEventElapsedTime(&ms, zero->event.get(), here->get()),
+                                 "cudaEventElapsedTime");
+      return zero->microseconds + 1000.0 * static_cast<double>(ms);
+    };
   }
 
   template <mask_mod Mask>

@@ -47,6 +47,11 @@ public:
 
   hybrid(const hybrid&) = delete; // its parts point to one another
 
+  void record(timeline* to) {
+    heads_.record(to, this->rank());
+    ring_.record(to, this->rank());
+  }
+
   /// As cp::ring::forward.
   template <class Exec, class T, class O>
   void forward(const Exec& exec, const inputs<T>& in, const results<O>& out) {

@@ -81,7 +81,7 @@ public:
     for (int step = 0; step < this->ranks(); ++step) {
       this->group_.clear();
       if (step + 1 < this->ranks()) moving.post(step, this->group_);
-      this->overlap(exec, [&] {
+      this->overlap(exec, {"forward", step, !works_at(step)}, [&] {
         if (!works_at(step)) return;
         const interval part = this->needed_at(step);
         inputs<T> now{in.q, moving.keys(part), moving.values(part)};
@@ -136,8 +136,9 @@ public:
           this->group_.push_back(comm::receive(worker, dv_back.data, dv_back.size()));
         }
       }
-      this->overlap(exec, [&] {
-        if (step == ranks || !works_at(step)) return;
+      const bool works = step < ranks && works_at(step);
+      this->overlap(exec, {"backward", step, !works}, [&] {
+        if (!works) return;
         const interval part = this->needed_at(step);
         auto [dk, dv] = step == 0 ? std::pair{home.dk.slice(2, part.lo, part.size()),
                                               home.dv.slice(2, part.lo, part.size())}

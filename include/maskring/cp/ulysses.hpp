@@ -30,6 +30,8 @@ public:
           const options& opt = {})
       : ulysses{comm, sizes, split, mask, score, opt, [&] { return known; }} {}
 
+  void record(timeline* to) { heads_.record(to, this->rank()); }
+
   /// As cp::ring::forward.
   template <class Exec, class T, class O>
   void forward(const Exec& exec, const inputs<T>& in, const results<O>& out) {

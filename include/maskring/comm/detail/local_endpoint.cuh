@@ -19,7 +19,7 @@ public:
   local_endpoint(local_group& group, int self) : group_{&group}, self_{self} {}
 
   int self() const { return self_; }
-  local_group& group() const { return *group_; }
+  cudaStream_t queue() const { return group_->at(self_).stream.get(); }
 
   /// Posts what is sent, and queues what has been posted of what is received.
   local_transfers start(cudaStream_t stream, std::span<const transfer> transfers) const {

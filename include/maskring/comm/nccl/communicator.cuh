@@ -150,6 +150,9 @@ public:
                            "cudaStreamWaitEvent");
     }
 
+    /// Where NCCL's work goes.
+    cudaStream_t queue() const { return state_->stream.get(); }
+
   private:
     friend class nccl;
     explicit pending(std::shared_ptr<state> s) : state_{std::move(s)} {}

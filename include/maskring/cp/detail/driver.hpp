@@ -7,6 +7,7 @@
 #include <maskring/cp/backend.hpp>
 #include <maskring/cp/fingerprint.hpp>
 #include <maskring/cp/plan.hpp>
+#include <maskring/cp/timeline.hpp>
 
 #include <bit>
 #include <optional>
@@ -76,6 +77,11 @@ public:
   const cp::plan& plan() const { return plan_; }
   const cp::shape& sizes() const { return sizes_; }
 
+  /// From now on the steps of this driver go into a timeline; null ends that.
+  void record(timeline* to) { record(to, rank()); }
+  /// The same under another rank's name, for drivers that are parts of others.
+  void record(timeline* to, int as_rank) { recorder_.set(to, as_rank); }
+
 protected:
   /// @param make_plan is called once the ranks have agreed on the sizes.
   template <class MakePlan>
@@ -139,15 +145,8 @@ protected:
 
   /// Sends and receives the group while `compute` runs.
   template <class Exec, class Compute>
-  void overlap(const Exec& exec, Compute compute) {
-    if (group_.empty()) {
-      compute();
-      return;
-    }
-    const auto queue = backend<Exec>::queue(exec);
-    auto moving = comm_->start(queue, group_);
-    compute();
-    moving.wait(queue);
+  void overlap(const Exec& exec, const step_label& label, Compute compute) {
+    recorder_.overlap(exec, *comm_, group_, label, compute);
   }
 
   /// Where the gradients are summed: in the caller's tensors if they hold floats, else in kept
@@ -199,6 +198,7 @@ protected:
   options options_;
   cp::plan plan_;
   std::vector<comm::transfer> group_;  // kept for its memory
+  recorder recorder_;
 
 private:
   /// Compares sizes before it checks them: a bad value on one rank is then an error on all.

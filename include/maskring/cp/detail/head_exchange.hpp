@@ -49,8 +49,9 @@ class head_exchange {
   using machine = backend<Exec>;
 
 public:
-  head_exchange(Comm& comm, const Exec& exec, std::vector<comm::transfer>& group)
-      : comm_{comm}, exec_{exec}, group_{group} {
+  head_exchange(Comm& comm, const Exec& exec, std::vector<comm::transfer>& group,
+                const recorder& record)
+      : comm_{comm}, exec_{exec}, group_{group}, recorder_{record} {
     group_.clear();
   }
 
@@ -115,18 +116,11 @@ public:
     });
   }
 
-  void run() {
+  void run(const char* what) {
     const auto do_all = [](const std::vector<std::function<void()>>& work) {
       for (const auto& f : work) f();
     };
-    if (group_.empty()) {
-      do_all(meanwhile_);
-    } else {
-      const auto queue = machine::queue(exec_);
-      auto moving = comm_.start(queue, group_);
-      do_all(meanwhile_);
-      moving.wait(queue);
-    }
+    recorder_.overlap(exec_, comm_, group_, {what}, [&] { do_all(meanwhile_); });
     do_all(after_);
   }
 
@@ -184,6 +178,7 @@ private:
   Comm& comm_;
   const Exec& exec_;
   std::vector<comm::transfer>& group_;
+  const recorder& recorder_;
   std::vector<std::function<void()>> meanwhile_, after_;
 };
 

@@ -14,6 +14,7 @@ public:
   over_heads(Comm& comm, const head_split& split, places queries, places keys)
       : comm_{&comm}, split_{split}, queries_{std::move(queries)}, keys_{std::move(keys)} {}
 
+  void record(timeline* to, int as_rank) { recorder_.set(to, as_rank); }
   interval own_heads() const { return split_.queries(comm_->rank()); }
 
   /// `attend(inputs, results)` computes this rank's heads.
@@ -26,21 +27,21 @@ public:
     if (in.previous.out) {
       const view<float, 4> state = query_tensor<float>(state_, in.q, out.out.extent(3));
       const view<float, 3> lse = query_rows(state_lse_, in.q);
-      head_exchange<Comm, Exec> exchange{*comm_, exec, group_};
+      head_exchange<Comm, Exec> exchange{*comm_, exec, group_, recorder_};
       exchange.to_heads(slots_[0], in.previous.out, state, queries_of(), queries_);
       exchange.to_heads(slots_[1], with_dim(in.previous.lse), with_dim(lse), queries_of(),
                         queries_);
-      exchange.run();
+      exchange.run("carried state to heads");
       now.previous = {state, lse};
     }
-    attend(now, to);
-    head_exchange<Comm, Exec> exchange{*comm_, exec, group_};
+    recorder_.compute(exec, {"forward"}, [&] { attend(now, to); });
+    head_exchange<Comm, Exec> exchange{*comm_, exec, group_, recorder_};
     exchange.to_sequence(slots_[0], view<const O, 4>{to.out}, out.out, queries_of(), queries_);
     if (out.lse) {
       exchange.to_sequence(slots_[1], view<const float, 4>{with_dim(to.lse)}, with_dim(out.lse),
                            queries_of(), queries_);
     }
-    exchange.run();
+    exchange.run("results to shards");
   }
 
   /// `attend(saved, upstream, gradients)` writes the gradients of this rank's heads, in fp32. They
@@ -57,7 +58,7 @@ public:
     const view<float, 3> lse = query_rows(lse_, in.q);
     upstream<D> above{dout};
     {
-      head_exchange<Comm, Exec> exchange{*comm_, exec, group_};
+      head_exchange<Comm, Exec> exchange{*comm_, exec, group_, recorder_};
       exchange.to_heads(slots_[0], in.out, out, queries_of(), queries_);
       exchange.to_heads(slots_[1], up.dout, dout, queries_of(), queries_);
       exchange.to_heads(slots_[2], with_dim(in.lse), with_dim(lse), queries_of(), queries_);
@@ -66,7 +67,7 @@ public:
         exchange.to_heads(slots_[3], with_dim(up.dlse), with_dim(dlse), queries_of(), queries_);
         above.dlse = dlse;
       }
-      exchange.run();
+      exchange.run("results to heads");
     }
     saved<T, O> now{q, k, v, out, lse};
     now.sink = part_of_sink(in.sink);
@@ -77,14 +78,14 @@ public:
       if (!accumulate) machine::zero(exec, as_row(grad.dsink));
       to.dsink = grad.dsink.slice(0, own_heads().lo, own_heads().size());
     }
-    attend(now, above, to);
+    recorder_.compute(exec, {"backward"}, [&] { attend(now, above, to); });
 
-    head_exchange<Comm, Exec> exchange{*comm_, exec, group_};
+    head_exchange<Comm, Exec> exchange{*comm_, exec, group_, recorder_};
     const auto bring = [&](const auto& dq, const auto& dk, const auto& dv, bool add) {
       exchange.to_sequence(slots_[0], view<const float, 4>{to.dq}, dq, queries_of(), queries_, add);
       exchange.to_sequence(slots_[1], view<const float, 4>{to.dk}, dk, keys_of(), keys_, add);
       exchange.to_sequence(slots_[2], view<const float, 4>{to.dv}, dv, keys_of(), keys_, add);
-      exchange.run();
+      exchange.run("gradients to shards");
     };
     if (accumulate || split_.replicated()) {
       const gradients<float> sums = home();
@@ -116,11 +117,11 @@ private:
     const view<T, 4> q = query_tensor<T>(q_, in.q, in.q.extent(3));
     const view<T, 4> k = key_tensor<T>(k_, in.k, in.k.extent(3));
     const view<T, 4> v = key_tensor<T>(v_, in.k, in.v.extent(3));
-    head_exchange<Comm, std::remove_cvref_t<decltype(exec)>> exchange{*comm_, exec, group_};
+    head_exchange<Comm, std::remove_cvref_t<decltype(exec)>> exchange{*comm_, exec, group_, recorder_};
     exchange.to_heads(slots_[0], in.q, q, queries_of(), queries_);
     exchange.to_heads(slots_[1], in.k, k, keys_of(), keys_);
     exchange.to_heads(slots_[2], in.v, v, keys_of(), keys_);
-    exchange.run();
+    exchange.run("inputs to heads");
     return {q, k, v};
   }
 
@@ -144,6 +145,7 @@ private:
   head_split split_;
   places queries_, keys_;
   std::vector<comm::transfer> group_;
+  recorder recorder_;
   exchange_memory<Comm> slots_[4];
   kept_buffer<Comm> q_, k_, v_, out_, lse_, state_, state_lse_, dout_, dlse_, dq_, dk_, dv_;
 };
