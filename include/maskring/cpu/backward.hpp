@@ -113,7 +113,8 @@ private:
     std::fill_n(work.dv.data(), s.keys * detail::padded(problem_.v_dim), 0.0f);
     for (index_t h = kv_head * problem_.group(); h < (kv_head + 1) * problem_.group(); ++h) {
       const auto [first, end] = detail::query_tiles(map_, b, h, s.first_tile, s.end_tile);
-      for (int i = first; i < end; ++i) {
+      // Downwards: the next span of a window then begins where this one has nothing to add.
+      for (int i = end - 1; i >= first; --i) {
         if (!turns_.takes_part(b, h, i, index)) continue;
         if (!turns_.wait(b, h, i, index, items)) return;
         query_tile(work, s, h, i);
