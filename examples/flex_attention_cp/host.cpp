@@ -2,6 +2,7 @@
 // The job on the host: one call, or a thread a rank.
 #include "problem.hpp"
 
+#include <maskring/cp/ulysses.hpp>
 #include <maskring/maskring.hpp>
 
 namespace flex {
@@ -30,18 +31,6 @@ void local(const settings&, const examples::any_mask& mask, const examples::any_
   });
 }
 
-/// Between a rank's tokens and their places in the whole sequence.
-template <class Whole, class Local, class Copy>
-void each_token(Whole& all, Local& mine, const examples::any_map& map, Copy copy) {
-  for (int b = 0; b < mine.shape[0]; ++b) {
-    for (int h = 0; h < mine.shape[1]; ++h) {
-      for (int i = 0; i < mine.shape[2]; ++i) {
-        copy(all.row(b, h, map(i)), mine.row(b, h, i), mine.shape[3]);
-      }
-    }
-  }
-}
-
 template <class Driver>
 void run_rank(Driver driver, whole<float>& mine) {
   driver.forward(host(1), inputs{mine.q.span(), mine.k.span(), mine.v.span()},
@@ -66,8 +55,10 @@ void split(const settings& s, const examples::any_mask& mask, const examples::an
     with_type(score, [&](const auto& change) {
       if (s.method == "ring") {
         run_rank(cp::ring{comm, shape, layout, mask, change}, mine);
-      } else {
+      } else if (s.method == "all-gather") {
         run_rank(cp::all_gather{comm, shape, layout, mask, change}, mine);
+      } else {
+        run_rank(cp::ulysses{comm, shape, layout, mask, change}, mine);
       }
     });
     each_token(x.out, mine.out, layout.map(rank), store);

@@ -18,9 +18,15 @@ using examples::any_layout;
 using examples::any_mask;
 using examples::command_line;
 
-constexpr const char* methods[] = {"ring", "all-gather"};
+constexpr const char* methods[] = {"ring", "all-gather", "ulysses"};
 constexpr const char* layouts[] = {"contiguous", "zigzag", "striped"};
+#ifdef MASKRING_WITH_CUDA
+constexpr const char* devices[] = {"cpu", "cuda"};
+constexpr const char* devices_text = "cpu or cuda: ranks share the GPUs there are (cpu)";
+#else
 constexpr const char* devices[] = {"cpu"};
+constexpr const char* devices_text = "cpu (cpu)";
+#endif
 
 constexpr examples::option known[] = {
     {"ranks", "N", "over which the sequence is split, threads here (4)"},
@@ -33,8 +39,8 @@ constexpr examples::option known[] = {
     {"mask", "MASK", "which scores are kept, see below (causal)"},
     {"score", "SCORE", "how scores are changed before the mask, see below (none)"},
     {"layout", "L", "how the sequence is split: contiguous, zigzag or striped\n(contiguous)"},
-    {"method", "M", "how the ranks work together: ring or all-gather (ring)"},
-    {"device", "D", "cpu (cpu)"},
+    {"method", "M", "how the ranks work together: ring, all-gather or ulysses\n(ring)"},
+    {"device", "D", devices_text},
     {"seed", "N", "of the inputs, unit-normal float32 numbers (0)"},
     {"help", nullptr, "this text"},
 };
@@ -114,6 +120,13 @@ bool check(const char* what, double error, double tolerance) {
   return holds;
 }
 
+const flex::device_calls& calls_of([[maybe_unused]] const flex::settings& s) {
+#ifdef MASKRING_WITH_CUDA
+  if (s.device == "cuda") return flex::on_cuda;
+#endif
+  return flex::on_host;
+}
+
 bool run(const flex::settings& s) {
   const flex::sizes& n = s.n;
   examples::mask_library library{{n.batch, n.heads, n.tokens, n.tokens}};
@@ -131,16 +144,19 @@ bool run(const flex::settings& s) {
 
   const cp::shape shape{n.batch, n.heads, n.kv_heads, n.dim, n.v_dim};
   const cp::plan plan{mask, shape, cp::shards{layout}};
-  std::printf("\n");
-  print_savings(s, plan.saved(shape, sizeof(float)));
+  if (s.method != "ulysses") { // whose traffic does not depend on the mask
+    std::printf("\n");
+    print_savings(s, plan.saved(shape, sizeof(float)));
+  }
 
   flex::whole<float> local{n, n.tokens};
   flex::fill_normal(local, s.seed);
   flex::whole<float> split = local;
   flex::whole<double> reference{n, n.tokens};
   const double largest = flex::dense(n, local, mask, change, reference);
-  flex::on_host.local(s, mask, score, local);
-  flex::on_host.split(s, mask, score, layout, split);
+  const flex::device_calls& calls = calls_of(s);
+  calls.local(s, mask, score, local);
+  calls.split(s, mask, score, layout, split);
 
   // fp32 rounds relative to the size of a gradient, and of scores beyond those of unit-normal inputs;
   // outputs are averages of unit-normal values.

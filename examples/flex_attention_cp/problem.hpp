@@ -99,6 +99,18 @@ double max_gradient_error(const whole<A>& a, const whole<B>& b) {
   return worst;
 }
 
+/// Between a rank's tokens and their places in the whole sequence.
+template <class Whole, class Local, class Copy>
+void each_token(Whole& all, Local& mine, const examples::any_map& map, Copy copy) {
+  for (int b = 0; b < mine.shape[0]; ++b) {
+    for (int h = 0; h < mine.shape[1]; ++h) {
+      for (int i = 0; i < mine.shape[2]; ++i) {
+        copy(all.row(b, h, map(i)), mine.row(b, h, i), mine.shape[3]);
+      }
+    }
+  }
+}
+
 /// Computes the results of `x` on one rank, and in a copy of it on all; each device has its own. No
 /// score modifier is a null pointer.
 struct device_calls {
@@ -109,5 +121,8 @@ struct device_calls {
 };
 
 extern const device_calls on_host;
+#ifdef MASKRING_WITH_CUDA
+extern const device_calls on_cuda;
+#endif
 
 } // namespace flex
