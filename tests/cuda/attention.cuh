@@ -31,6 +31,7 @@ public:
   view<T, Rank> operator*() const {
     return {static_cast<T*>(data_), layout_.extents, layout_.strides};
   }
+  std::pair<void*, std::size_t> memory() const { return {data_, bytes_}; }
   void read(tensor<T, Rank>& to) const {
     REQUIRE(cudaMemcpy(to.storage().data(), data_, bytes_, cudaMemcpyDeviceToHost) == cudaSuccess);
   }

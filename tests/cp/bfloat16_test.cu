@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+// The drivers on the device with 16-bit elements, several ranks to a GPU.
+#include "device_problems.cuh"
+
+using namespace maskring;
+using namespace maskring::testing;
+
+TEST_CASE("drivers on a device: as good as one device, whatever the ranks") {
+  check_drivers<bfloat16>(std::random_device{}(), 2e-3);
+}
+
+TEST_CASE("drivers on a device: different lengths and layouts, more ranks than tokens") {
+  check_lengths<bfloat16>(2e-3);
+}
+
+TEST_CASE("drivers on a device: errors do not grow with the ranks") {
+  const case_sizes s{{1, 8, 8, 64, 64}, 1000, 1000};
+  const whole_inputs<bfloat16> in{7, s};
+  const any_mask mask{any_mask::causal};
+  const auto exact = reference_results_of(in, mask);
+  for (const method how : {method::ring, method::all_gather, method::ulysses, method::hybrid}) {
+    CAPTURE(name_of(how));
+    const auto run = [&](int ranks) {
+      const any_layout split{"zigzag", 1000, ranks};
+      return run_on_device<bfloat16, bfloat16>(how, in, split, split, mask, 1);
+    };
+    const auto one = run(1), eight = run(8);
+    const auto check = [&](const char* name, const auto& a, const auto& b, const auto& want) {
+      CAPTURE(name);
+      const double first = relative_error(a, want), last = relative_error(b, want);
+      MESSAGE(name_of(how), " ", name, ": relative error ", first, " at 1 rank, ", last, " at 8");
+      CHECK(last <= 1.05 * first);
+    };
+    check("out", one.out, eight.out, exact.out);
+    check("dq", one.dq, eight.dq, exact.dq);
+    check("dk", one.dk, eight.dk, exact.dk);
+    check("dv", one.dv, eight.dv, exact.dv);
+  }
+}
+
+TEST_CASE("drivers on a device: as one graph, replayed, the same bits") {
+  const case_sizes s{{1, 4, 4, 64, 64}, 333, 333};
+  const whole_inputs<bfloat16> in{8, s, true};
+  const any_mask mask{any_mask::window};
+  for (const method how : {method::ring, method::all_gather, method::ulysses, method::hybrid}) {
+    CAPTURE(name_of(how));
+    const any_layout split{"zigzag", 333, how == method::hybrid ? 2 : 4};
+    const auto once = run_on_device<bfloat16, bfloat16>(how, in, split, split, mask);
+    const auto replayed = run_on_device<bfloat16, bfloat16>(how, in, split, split, mask, 2, 3);
+    CHECK(largest_error(once, replayed) == 0);
+  }
+}
+
+TEST_CASE("drivers on a device: a window's traffic does not grow with the ranks") {
+  const case_sizes s{{1, 2, 2, 64, 64}, 2048, 2048};
+  const whole_inputs<bfloat16> in{9, s};
+  const any_mask mask{any_mask::window};
+  comm::traffic sent;
+  const cp::shards split{any_layout{"contiguous", 2048, 8}};
+  device_split_results<bfloat16, bfloat16>(
+      in, split, [&](comm::local& c) { return cp::ring{c, s.shape, split, mask}; }, 0, &sent);
+  for (int from = 0; from < 8; ++from) {
+    for (int to = 0; to < 8; ++to) {
+      const bool neighbours = to == from + 1 || to == from - 1;
+      CHECK((sent.between(from, to).bytes > 0) == neighbours);
+    }
+  }
+}
+
+TEST_CASE("drivers on a device: a rank that fails in the middle of a ring ends the others") {
+  const case_sizes s{{1, 2, 2, 64, 64}, 512, 512};
+  const whole_inputs<bfloat16> in{10, s};
+  const any_layout split{"zigzag", 512, 4};
+  std::atomic<int> named{0};
+  std::string error;
+  try {
+    comm::run_local(4, [&](comm::local& c) {
+      const int rank = c.rank();
+      case_sizes mine = s;
+      mine.q_len = mine.kv_len = split.size(rank);
+      device_part<bfloat16, bfloat16, bfloat16> part{
+          shard_of(in.q, split, rank), shard_of(in.k, split, rank),   shard_of(in.v, split, rank),
+          shard_of(in.dout, split, rank), shard_of(in.dlse, split, rank), in.sink, mine};
+      cp::ring driver{c, s.shape, split, any_mask{any_mask::causal}};
+      const auto pass = [&] {
+        part.run([&](const auto& given, const auto& out) { driver.forward(part.exec(), given, out); },
+                 [](const auto&...) {});
+      };
+      pass();
+      if (rank == 3) throw std::runtime_error{"rank 3 is gone"};
+      try {
+        for (int i = 0; i < 10; ++i) pass();
+      } catch (const comm::rank_failed& failure) {
+        named += failure.rank() == 3;
+        throw;
+      }
+    });
+  } catch (const std::exception& failure) {
+    error = failure.what();
+  }
+  CHECK(error == "rank 3 is gone");
+  CHECK(named == 3);
+}

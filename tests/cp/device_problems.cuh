@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+// A whole problem on one device, or split over ranks that share devices.
+#pragma once
+
+#include "../../examples/support/any_layout.hpp"
+#include "cuda/attention.cuh"
+#include "problems.hpp"
+
+#include <maskring/comm/capture.cuh>
+#include <maskring/cp/cuda.cuh>
+#include <maskring/cp/hybrid.hpp>
+#include <maskring/cp/ulysses.hpp>
+
+namespace maskring::testing {
+
+using examples::any_layout;
+inline constexpr auto& test_dims = cuda::head_dims<64>;
+
+/// One rank's tensors on the device, its stream and its calls.
+template <class O, class G, class T>
+class device_part {
+public:
+  device_part(const tensor<T, 4>& q, const tensor<T, 4>& k, const tensor<T, 4>& v,
+              const tensor<T, 4>& dout, const tensor<float, 3>& dlse, const tensor<float, 1>& sink,
+              const case_sizes& sizes)
+      : found{sizes}, stream_{comm::detail::make_stream()}, q_{q}, k_{k}, v_{v}, dout_{dout},
+        out_{found.out}, dq_{found.dq}, dk_{found.dk}, dv_{found.dv}, lse_{found.lse},
+        dlse_{dlse}, sink_{sink}, dsink_{found.dsink}, with_sink_{sink.extent(0) > 0} {}
+
+  cudaStream_t stream() const { return stream_.get(); }
+  auto exec() { return cuda::on(stream(), scratch_, test_dims); }
+
+  template <class Forward, class Backward>
+  void run(Forward forward, Backward backward) {
+    inputs given{*q_, *k_, *v_};
+    saved kept{*q_, *k_, *v_, *out_, *lse_};
+    gradients grad{*dq_, *dk_, *dv_};
+    if (with_sink_) {
+      given.sink = *sink_;
+      kept.sink = *sink_;
+      grad.dsink = *dsink_;
+    }
+    forward(given, results{*out_, *lse_});
+    backward(kept, upstream{*dout_, *dlse_}, grad);
+  }
+  void wait() const {
+    comm::detail::require_cuda(cudaStreamSynchronize(stream()), "cudaStreamSynchronize");
+  }
+  const whole_results<O, G>& read() {
+    wait();
+    out_.read(found.out), lse_.read(found.lse), dsink_.read(found.dsink);
+    dq_.read(found.dq), dk_.read(found.dk), dv_.read(found.dv);
+    return found;
+  }
+  void clear() {
+    for (const auto& [data, bytes] : {out_.memory(), lse_.memory(), dq_.memory(), dk_.memory(),
+                                      dv_.memory(), dsink_.memory()}) {
+      comm::detail::require_cuda(cudaMemsetAsync(data, 0x7f, bytes, stream()), "cudaMemsetAsync");
+    }
+  }
+
+  whole_results<O, G> found;
+
+private:
+  comm::detail::stream stream_;
+  cuda::workspace scratch_;
+  on_device<T, 4> q_, k_, v_, dout_;
+  on_device<O, 4> out_;
+  on_device<G, 4> dq_, dk_, dv_;
+  on_device<float, 3> lse_, dlse_;
+  on_device<float, 1> sink_, dsink_;
+  bool with_sink_;
+};
+
+template <class O, class G, class T, class Mask, class Score = score::none>
+whole_results<O, G> device_results(const whole_inputs<T>& in, const Mask& mask,
+                                   const Score& score = {}, const options& opt = {}) {
+  device_part<O, G, T> part{in.q, in.k, in.v, in.dout, in.dlse, in.sink, in.sizes};
+  const auto exec = part.exec();
+  part.run([&](const auto& given, const auto& out) { forward(exec, given, out, mask, score, opt); },
+           [&](const auto& kept, const auto& up, const auto& grad) {
+             backward(exec, kept, up, grad, mask, score, opt);
+           });
+  return part.read();
+}
+
+/// The same over ranks: `make(comm)` gives the driver. `replays` > 0: the calls are run once, then
+/// captured, and the graph is launched as often.
+template <class O, class G, class T, class Split, class Make>
+whole_results<O, G> device_split_results(const whole_inputs<T>& in, const Split& split, Make make,
+                                         int replays = 0, comm::traffic* sent = nullptr) {
+  whole_results<O, G> r{in.sizes};
+  std::mutex mutex;
+  comm::local_options how;
+  how.turns = replays > 0;
+  const comm::traffic moved = comm::run_local(
+      split.q.ranks(),
+      [&](comm::local& c) {
+        const int rank = c.rank();
+        const layout order = rank % 2 == 0 ? layout::dense : layout::swapped;
+        case_sizes mine = in.sizes;
+        mine.q_len = split.q.size(rank);
+        mine.kv_len = split.kv.size(rank);
+        device_part<O, G, T> part{shard_of(in.q, split.q, rank, order),
+                                  shard_of(in.k, split.kv, rank, order),
+                                  shard_of(in.v, split.kv, rank, order),
+                                  shard_of(in.dout, split.q, rank),
+                                  shard_of(in.dlse, split.q, rank),
+                                  in.sink,
+                                  mine};
+        const auto exec = part.exec();
+        auto driver = make(c);
+        const auto both = [&] {
+          part.run([&](const auto& given, const auto& out) { driver.forward(exec, given, out); },
+                   [&](const auto& kept, const auto& up, const auto& grad) {
+                     driver.backward(exec, kept, up, grad);
+                   });
+        };
+        both();
+        const int token = 0;
+        const auto meet = [&] { c.share(std::as_bytes(std::span{&token, 1})); };
+        if (replays > 0) {
+          const comm::captured_graph graph = comm::capture(c, part.stream(), both);
+          part.clear();
+          part.wait();
+          meet();
+          for (int i = 0; i < replays && rank == 0; ++i) graph.launch(part.stream());
+          part.wait();
+          meet();
+        }
+        part.read();
+        meet(); // nobody's memory goes before all have done
+        const auto& local = part.found;
+        const std::lock_guard lock{mutex};
+        put_shard(r.out, local.out, split.q, rank);
+        put_shard(r.lse, local.lse, split.q, rank);
+        put_shard(r.dq, local.dq, split.q, rank);
+        put_shard(r.dk, local.dk, split.kv, rank);
+        put_shard(r.dv, local.dv, split.kv, rank);
+        for (index_t h = 0; h < r.dsink.extent(0); ++h) r.dsink(h) += local.dsink(h);
+      },
+      how);
+  if (sent) *sent = moved;
+  return r;
+}
+
+enum class method { ring, all_gather, ulysses, hybrid };
+
+/// By one of the drivers. A hybrid has `inside` ranks to a shard of the layouts, which are then those
+/// of its outer ring.
+template <class O, class G, class T, class Mask>
+whole_results<O, G> run_on_device(method how, const whole_inputs<T>& in, const any_layout& q,
+                                  const any_layout& kv, const Mask& mask, int inside = 2,
+                                  int replays = 0, const options& opt = {}) {
+  const cp::shape s = in.sizes.shape;
+  const score::none plain{};
+  const cp::shards split{q, kv};
+  switch (how) {
+  case method::ring:
+    return device_split_results<O, G>(
+        in, split, [&](comm::local& c) { return cp::ring{c, s, split, mask, plain, opt}; },
+        replays);
+  case method::all_gather:
+    return device_split_results<O, G>(
+        in, split, [&](comm::local& c) { return cp::all_gather{c, s, split, mask, plain, opt}; },
+        replays);
+  case method::ulysses:
+    return device_split_results<O, G>(
+        in, split, [&](comm::local& c) { return cp::ulysses{c, s, split, mask, plain, opt}; },
+        replays);
+  default: break;
+  }
+  const cp::shards mesh{shard::subdivided{q, inside}, shard::subdivided{kv, inside}};
+  return device_split_results<O, G>(
+      in, mesh, [&](comm::local& c) { return cp::hybrid{c, s, mesh, mask, plain, opt}; }, replays);
+}
+
+inline const char* name_of(method how) {
+  constexpr const char* names[] = {"ring", "all-gather", "ulysses", "hybrid"};
+  return names[static_cast<int>(how)];
+}
+
+/// Whether split results are as good as those of one device, both measured against the reference.
+/// @param floor what the error of any result may be at least, relative.
+template <class A, class B, class C>
+void check_as_good(const A& split, const B& single, const C& exact, double floor) {
+  const auto check = [&](const char* name, const auto& a, const auto& b, const auto& want) {
+    CAPTURE(name);
+    if (want.span().size() == 0) return;
+    CHECK(relative_error(a, want) <= 1.1 * relative_error(b, want) + floor);
+  };
+  check("out", split.out, single.out, exact.out);
+  check("dq", split.dq, single.dq, exact.dq);
+  check("dk", split.dk, single.dk, exact.dk);
+  check("dv", split.dv, single.dv, exact.dv);
+  CHECK(max_error(split.lse, exact.lse) < 2e-3);
+  CHECK(max_error(split.dsink, exact.dsink) <=
+        1.5 * max_error(single.dsink, exact.dsink) + 100 * floor);
+}
+
+/// Every driver x layout x ranks x mask, grouped heads, odd lengths.
+template <class T>
+void check_drivers(std::uint64_t seed, double floor) {
+  CAPTURE(seed);
+  std::mt19937 random(static_cast<unsigned>(seed));
+  const auto roll = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
+  const int masks[] = {any_mask::causal,   any_mask::window,    any_mask::blocks,
+                       any_mask::per_head, any_mask::scattered, any_mask::nothing_late};
+  for (const int kind : masks) {
+    for (int ranks : {1, 2, 4, 7, 8}) {
+      const int q_heads = ranks == 7 ? 7 : 8;
+      const int kv_heads = ranks == 7 ? 7 : ranks == 8 ? 2 : 4;
+      const int tokens = 200 + roll(200);
+      const case_sizes s{{1 + roll(2), q_heads, kv_heads, 64 - 8 * roll(2), 64 - 8 * roll(3)},
+                         tokens, tokens};
+      const whole_inputs<T> in{random(), s, roll(2) == 0};
+      const any_mask mask{kind};
+      const auto exact = reference_results_of(in, mask);
+      const auto single = device_results<T, T>(in, mask);
+      for (const method how :
+           {method::ring, method::all_gather, method::ulysses, method::hybrid}) {
+        if (how == method::hybrid && ranks % 2 != 0) continue;
+        const char* layouts[] = {"contiguous", "zigzag", "striped"};
+        for (const char* layout : layouts) {
+          if (layout != layouts[(kind + ranks) % 3] && ranks != 4) continue;
+          CAPTURE(kind);
+          CAPTURE(ranks);
+          CAPTURE(tokens);
+          CAPTURE(layout);
+          CAPTURE(name_of(how));
+          const any_layout split{layout, tokens, how == method::hybrid ? ranks / 2 : ranks};
+          check_as_good(run_on_device<T, T>(how, in, split, split, mask), single, exact, floor);
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void check_lengths(double floor) {
+  const int lengths[][2] = {{300, 170}, {1, 300}, {3, 3}, {0, 20}, {20, 0}};
+  std::uint64_t seed = 40;
+  for (const auto& [q_len, kv_len] : lengths) {
+    CAPTURE(q_len);
+    CAPTURE(kv_len);
+    const case_sizes s{{2, 4, 4, 64, 64}, q_len, kv_len};
+    const any_mask mask{any_mask::window};
+    const whole_inputs<T> in{++seed, s, true};
+    const auto exact = reference_results_of(in, mask);
+    const auto single = device_results<T, T>(in, mask);
+    for (const method how : {method::ring, method::all_gather, method::ulysses, method::hybrid}) {
+      CAPTURE(name_of(how));
+      const int ranks = how == method::hybrid ? 2 : 4;
+      check_as_good(run_on_device<T, T>(how, in, any_layout{"zigzag", q_len, ranks},
+                                        any_layout{"striped", kv_len, ranks}, mask),
+                    single, exact, floor);
+    }
+  }
+}
+
+} // namespace maskring::testing
