@@ -37,8 +37,7 @@ public:
 
   /// By one thread, when all threads of the block have added and met at a barrier.
   static __device__ void pass_on(int* counter, int kv_tile) {
-    asm volatile("fence.acq_rel.gpu;" ::: "memory");
-    asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(counter), "r"(kv_tile + 1) : "memory");
+    asm volatile("st.release.gpu.global.b32 [%0], %1;" ::"l"(counter), "r"(kv_tile + 1) : "memory");
   }
 
 private:

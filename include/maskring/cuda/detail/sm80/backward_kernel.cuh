@@ -51,7 +51,7 @@ public:
       : args_{args}, shared_{shared} {
     // Blocks that take turns at one head follow each other at a distance. Several heads at a time
     // let enough of them begin for all multiprocessors.
-    constexpr int heads_at_a_time = 8;
+    constexpr int heads_at_a_time = 32;
     const int first = unit / (heads_at_a_time * args.kv_tiles) * heads_at_a_time;
     const int count = min(heads_at_a_time, args.layers - first);
     const int within = unit - first * args.kv_tiles;
