@@ -51,8 +51,10 @@ public:
     now.sink = in.sink;
     now.previous = in.previous;
     this->recorder_.compute(exec, {"forward"}, [&] {
-      backend<Exec>::forward(exec, now, out, local_mask(), map_at(exec), local_score(),
-                             this->options_);
+      const auto mask = local_mask();
+      const block_map_view& map = maps_.forward(exec, now, out, mask, this->map_of(span_.size()),
+                                                this->options_.tile);
+      backend<Exec>::forward(exec, now, out, mask, map, local_score(), this->options_);
     });
   }
 
@@ -74,8 +76,11 @@ public:
     options adding = this->options_;
     adding.accumulate = true;
     this->recorder_.compute(exec, {"backward"}, [&] {
-      backend<Exec>::backward(exec, now, up, all.with_sink(home.dsink), local_mask(), map_at(exec),
-                              local_score(), adding);
+      const auto mask = local_mask();
+      const block_map_view& map =
+          maps_.backward(exec, mask, this->map_of(span_.size()), this->options_.tile);
+      backend<Exec>::backward(exec, now, up, all.with_sink(home.dsink), mask, map, local_score(),
+                              adding);
     });
     scatter(exec, all, home);
     this->round_gradients(exec, home, grad);
@@ -108,15 +113,6 @@ private:
   auto local_score() const {
     return shard::rewrite(this->score_, this->split_.q.map(this->rank()),
                           shard::offset_map{static_cast<int>(span_.lo)});
-  }
-
-  template <class Exec>
-  const block_map_view& map_at(const Exec& exec) {
-    if (!map_.owner) {
-      map_ = backend<Exec>::make_map(exec, local_mask(), this->map_of(span_.size()),
-                                     this->options_.tile);
-    }
-    return map_.view;
   }
 
   template <class T = float>
@@ -300,7 +296,7 @@ private:
   std::vector<std::vector<detail::stretch>> stretches_;  // by shard
   interval span_;                                        // of the needed keys, global
   index_t keys_needed_ = 0;
-  kept_map map_;
+  detail::kept_maps maps_;
   side_memory keys_, values_, dk_side_, dv_side_;
   detail::kept_buffer<Comm> dk_, dv_;
   detail::home_memory<Comm> home_;

@@ -24,6 +24,9 @@ struct kept_map {
 /// - `add(exec, from, to)`: to += from, floats
 /// - `zero(exec, tensor)`
 /// - `make_map(exec, mask, map_shape, tile)`: a kept_map
+/// - optionally `forward_tile<Mask>(exec, inputs, results)`: the tile of forward calls where the
+///   caller has not chosen one
+/// - optionally `mark(timeline, queue)`: the timeline::instant at which the queue's work is done
 /// - `forward(exec, inputs, results, mask, block_map_view, score, options)` and
 ///   `backward(exec, saved, upstream, gradients, mask, block_map_view, score, options)`: attention.
 ///   Forward may find `results` in the memory of `inputs::previous`.

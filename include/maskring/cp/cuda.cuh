@@ -81,6 +81,12 @@ struct backend<cuda::executor<Dims>> {
     return {map->view(), map};
   }
 
+  template <class Mask, class T, class O>
+  static tile_shape forward_tile(const executor& exec, const inputs<T>& in,
+                                 const results<O>& out) {
+    return cuda::forward_tile<Mask>(exec, in, out);
+  }
+
   template <class... Arguments>
   static void forward(const executor& exec, const Arguments&... arguments) {
     maskring::forward(exec, arguments...);

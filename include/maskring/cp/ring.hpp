@@ -204,21 +204,15 @@ private:
     return shard::rewrite(this->score_, this->split_.q.map(this->rank()), keys_from(step));
   }
 
-  template <class Exec>
-  const block_map_view& map_at(const Exec& exec, int step) {
-    kept_map& map = maps_[static_cast<std::size_t>(step)];
-    if (!map.owner) {
-      map = backend<Exec>::make_map(exec, mask_at(step),
-                                    this->map_of(this->needed_at(step).size()),
-                                    this->options_.tile);
-    }
-    return map.view;
-  }
+  detail::kept_maps& maps_at(int step) { return maps_[static_cast<std::size_t>(step)]; }
+  map_shape lengths_at(int step) const { return this->map_of(this->needed_at(step).size()); }
 
   template <class Exec, class T, class O>
   void attend(const Exec& exec, const inputs<T>& in, const results<O>& out, int step) {
-    backend<Exec>::forward(exec, in, out, mask_at(step), map_at(exec, step), score_at(step),
-                           this->options_);
+    const auto mask = mask_at(step);
+    const block_map_view& map =
+        maps_at(step).forward(exec, in, out, mask, lengths_at(step), this->options_.tile);
+    backend<Exec>::forward(exec, in, out, mask, map, score_at(step), this->options_);
   }
 
   template <class Exec, class T, class O, class D>
@@ -226,8 +220,10 @@ private:
                        const gradients<float>& grad, int step) {
     options adding = this->options_;
     adding.accumulate = true;
-    backend<Exec>::backward(exec, in, up, grad, mask_at(step), map_at(exec, step), score_at(step),
-                            adding);
+    const auto mask = mask_at(step);
+    const block_map_view& map =
+        maps_at(step).backward(exec, mask, lengths_at(step), this->options_.tile);
+    backend<Exec>::backward(exec, in, up, grad, mask, map, score_at(step), adding);
   }
 
   /// The gradients of an interval of keys in kept memory, packed: what travels.
@@ -239,7 +235,7 @@ private:
                                              s.v_dim)};
   }
 
-  std::vector<kept_map> maps_;  // by step
+  std::vector<detail::kept_maps> maps_;  // by step
   detail::rotation_memory<Comm> keys_, values_;
   detail::kept_buffer<Comm> state_, state_lse_;
   detail::home_memory<Comm> home_;

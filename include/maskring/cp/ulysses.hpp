@@ -39,7 +39,9 @@ public:
     this->require_local(name, maskring::detail::check_forward(in, out, this->options_));
     this->template require_same_element<T>(name);
     heads_.forward(exec, in, out, [&](const inputs<T>& now, const results<O>& to) {
-      backend<Exec>::forward(exec, now, to, mask(), map_at(exec), score(), this->options_);
+      const block_map_view& map =
+          maps_.forward(exec, now, to, mask(), lengths(), this->options_.tile);
+      backend<Exec>::forward(exec, now, to, mask(), map, score(), this->options_);
     });
   }
 
@@ -61,7 +63,8 @@ public:
                  {to.dsink.extent(0)}};
         fresh.dsink = dsink;
       }
-      backend<Exec>::backward(exec, now, above, fresh, mask(), map_at(exec), score(), opt);
+      const block_map_view& map = maps_.backward(exec, mask(), lengths(), this->options_.tile);
+      backend<Exec>::backward(exec, now, above, fresh, mask(), map, score(), opt);
       if (dsink) {
         backend<Exec>::add(exec, view<const float, 4>{detail::as_row(dsink)},
                            detail::as_row(to.dsink));
@@ -95,19 +98,13 @@ private:
   auto mask() const { return detail::of_heads(this->mask_, first_head()); }
   auto score() const { return detail::of_heads(this->score_, first_head()); }
 
-  template <class Exec>
-  const block_map_view& map_at(const Exec& exec) {
-    if (!map_.owner) {
-      map_ = backend<Exec>::make_map(exec, mask(),
-                                     {this->sizes_.batch, heads_.own_heads().size(),
-                                      this->split_.q.sequence(), this->split_.kv.sequence()},
-                                     this->options_.tile);
-    }
-    return map_.view;
+  map_shape lengths() const {
+    return {this->sizes_.batch, heads_.own_heads().size(), this->split_.q.sequence(),
+            this->split_.kv.sequence()};
   }
 
   detail::over_heads<Comm> heads_;
-  kept_map map_;
+  detail::kept_maps maps_;
   detail::kept_buffer<Comm> dsink_;
   detail::home_memory<Comm> home_;
 };

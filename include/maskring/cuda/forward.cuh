@@ -103,6 +103,27 @@ tile_shape forward_tile(const executor<Dims>& exec, index_t qk_dim, index_t v_di
   return tile;
 }
 
+/// The same for a call with these tensors, whose strides may leave it to the portable kernel.
+template <class Mask, class Dims, class T, class O>
+tile_shape forward_tile(const executor<Dims>& exec, const inputs<T>& in, const results<O>& out) {
+  tile_shape tile{128, 128};
+  if constexpr (!std::is_same_v<T, float> && detail::sm90::may_target_hopper) {
+    const inputs q_k_v{detail::as_element(in.q), detail::as_element(in.k),
+                       detail::as_element(in.v)};
+    const results to{detail::as_element(out.out), out.lse};
+    const problem p = maskring::detail::check_inputs("forward_tile", in, {});
+    detail::with_head_dim("forward_tile", p, Dims{}, [&](auto dim) {
+      constexpr auto shape =
+          detail::sm90::preferred_policy<Mask>(decltype(dim)::qk, decltype(dim)::v);
+      if (exec.policy().kernel != kernel::portable && detail::sm90::compiled_for_hopper() &&
+          detail::sm90::supported(shape, q_k_v, to, p, block_map_view{})) {
+        tile = shape.tile;
+      }
+    });
+  }
+  return tile;
+}
+
 }  // namespace cuda
 
 /// Attention on the device under a mask whose block map is there already (cuda::make_block_map, from

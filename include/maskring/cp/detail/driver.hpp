@@ -5,6 +5,7 @@
 #include <maskring/comm/concepts.hpp>
 #include <maskring/cp/agreement.hpp>
 #include <maskring/cp/backend.hpp>
+#include <maskring/cp/detail/kept_maps.hpp>
 #include <maskring/cp/fingerprint.hpp>
 #include <maskring/cp/plan.hpp>
 #include <maskring/cp/timeline.hpp>
