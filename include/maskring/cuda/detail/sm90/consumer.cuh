@@ -6,7 +6,6 @@
 #include <maskring/cuda/detail/ptx/wgmma.cuh>
 #include <maskring/cuda/detail/sm90/arguments.cuh>
 #include <maskring/cuda/detail/sm90/epilogue.cuh>
-#include <maskring/cuda/detail/sm90/mask_bits.cuh>
 #include <maskring/cuda/detail/softmax.cuh>
 
 namespace maskring::cuda::detail::sm90 {
@@ -150,14 +149,7 @@ private:
     const score_origin at{item.batch, item.head, item.q_tile * P.tile.q + row_,
                           note.tile() * P.tile.kv + fragment_layout::first_column(lane_)};
     if constexpr (Arguments::has_score) apply_score(s, args_.score, args_.scale, at, args_.q_len);
-    if (note.partial()) {
-      slot_barriers& slot = smem_.mask_slots[mask_cursor_.stage()];
-      slot.wait_full(mask_cursor_.round());
-      mask_fragment<P> mask;
-      mask.load(smem_.masks[mask_cursor_.stage()], static_cast<int>(threadIdx.x) - 128);
-      release_mask(slot);
-      mask.apply(s);
-    }
+    if (note.partial()) apply_mask(s, args_.mask, at, args_.q_len, args_.kv_len);
     scales.changed = rows.template update<P.lazy>(s, Arguments::has_score ? log2_e : args_.scale * log2_e, scales.factor);
   }
 
@@ -216,11 +208,6 @@ private:
   __device__ void release(slot_barriers& slot) {
     if (lane_ == 0) ptx::arrive(slot.empty);
   }
-  __device__ void release_mask(slot_barriers& slot) {
-    __syncwarp();  // all lanes have read
-    release(slot);
-    mask_cursor_.advance();
-  }
   __device__ void release_keys() {
     release(smem_.k_slots[k_cursor_.stage()]);
     k_cursor_.advance();
@@ -235,7 +222,6 @@ private:
   int group_, lane_, row_;
   std::uint32_t work_round_ = 0;
   ring_cursor<P.query_stages> q_cursor_;
-  ring_cursor<P.mask_stages> mask_cursor_;
   ring_cursor<P.stages> k_cursor_, v_cursor_;
 };
 

@@ -16,7 +16,6 @@
 #include <maskring/cuda/detail/ptx/register_limit.cuh>
 #include <maskring/cuda/detail/sm90/arguments.cuh>
 #include <maskring/cuda/detail/sm90/consumer.cuh>
-#include <maskring/cuda/detail/sm90/mask_bits.cuh>
 #include <maskring/cuda/detail/sm90/policy.cuh>
 #include <maskring/cuda/detail/sm90/producer.cuh>
 #include <maskring/cuda/error.cuh>
@@ -48,7 +47,6 @@ __global__ void __launch_bounds__(Arguments::policy.threads(), 1)
     ptx::release_registers<P.producer_registers()>();
     if (warp == 0 && lane == 0) produce(args, smem);
     if (warp == 1 && lane == 0) schedule(args, smem);
-    if (warp >= 2) evaluate_masks(args, smem);
   } else {
     ptx::acquire_registers<P.consumer_registers()>();
     consumer<Arguments>{args, smem, warp / 4 - 1}.run();
@@ -63,13 +61,12 @@ template <class Mask>
 constexpr forward_policy preferred_policy(int qk_dim, int v_dim) {
   constexpr bool full = std::is_same_v<Mask, mask::full>;
   const int dim = qk_dim > v_dim ? qk_dim : v_dim;
-  if (dim <= 64) return {64, 64, {192, 128}, 2, 2, 2};
-  if (dim <= 96) return {96, 96, {128, 192}, 2, 2, 2};
-  if (dim <= 128 && full) return {128, 128, {128, 176}, 2, 2, 1};
-  if (dim <= 128) return {128, 128, {128, 128}, 2, 2, 2};
-  if (dim <= 192 && v_dim <= 128) return {192, 128, {128, 128}, 2, 2, 1, false, true};
-  if (dim <= 192) return {192, 192, {128, 112}, 2, 2, 1, false, true};
-  if (dim <= 256) return {256, 256, {128, 80}, 2, 1, 1, false, false, true};
+  if (dim <= 64) return {64, 64, {192, 128}, 2, 2};
+  if (dim <= 96) return {96, 96, {128, 192}, 2, 2};
+  if (dim <= 128) return {128, 128, {128, full ? 176 : 128}, 2, full ? 1 : 2};
+  if (dim <= 192 && v_dim <= 128) return {192, 128, {128, 128}, 2, 1, false, true};
+  if (dim <= 192) return {192, 192, {128, 112}, 2, 1, false, true};
+  if (dim <= 256) return {256, 256, {128, 80}, 2, 1, false, true};
   return {0, 0};
 }
 

@@ -13,7 +13,6 @@ struct forward_policy {
   int v_dim = 128;       ///< of values
   tile_shape tile{};     ///< of the block map, and of the kernel
   int stages = 2;              ///< tiles of keys, and of values, in flight
-  int mask_stages = 2;         ///< partial tiles whose mask is evaluated ahead
   int query_stages = 1;        ///< query tiles: with 2 the next item's queries arrive early
   bool ping_pong = true;       ///< consumers take turns: one multiplies while another exponentiates
   bool rescale_early = false;  ///< rescale the output before, not after, the next product with V
@@ -24,10 +23,10 @@ struct forward_policy {
 
   // setmaxnreg moves the producer's registers to the consumers; the sum stays below 65536.
   constexpr int producer_registers() const {
-    return consumers() == 3 ? 32 : 56;
+    return consumers() == 1 ? 56 : consumers() == 2 ? 40 : 32;
   }
   constexpr int consumer_registers() const {
-    return consumers() == 1 ? 256 : consumers() == 2 ? 224 : 160;
+    return consumers() == 1 ? 256 : consumers() == 2 ? 232 : 160;
   }
 
   constexpr bool valid() const {

@@ -58,20 +58,11 @@ struct ring_cursor {
   __device__ void advance() { ++index; }
 };
 
-/// The bits of a partial tile: [row of a thread's two][word][consumer thread].
-template <forward_policy P>
-struct mask_words {
-  static constexpr int row_words = (P.tile.kv / 4 + 31) / 32;
-  std::uint32_t of[2][row_words][128 * P.consumers()];
-};
-
 template <forward_policy P>
 struct forward_storage {
   alignas(1024) std::byte q[P.query_stages][query_layout(P).bytes()];
   alignas(1024) std::byte k[P.stages][key_layout(P).bytes()];
   alignas(1024) std::byte v[P.stages][value_layout(P).bytes()];
-  mask_words<P> masks[P.mask_stages];
-  slot_barriers mask_slots[P.mask_stages];
   slot_barriers work_slot;
   std::uint64_t item_ending;  ///< the producer reached an item's last tile: take the next one
   slot_barriers q_slots[P.query_stages];
@@ -79,13 +70,10 @@ struct forward_storage {
   tile_note notes[P.stages]; ///< travel with the key tiles
   work_item work;
 
-  static constexpr int mask_warps = 2;
-
   /// By one thread, before the block's first barrier. Consumers arrive once a warp.
   __device__ void init() {
     constexpr int consumer_warps = 4 * P.consumers();
-    work_slot.init(1, consumer_warps + 1 + mask_warps);
-    for (int s = 0; s < P.mask_stages; ++s) mask_slots[s].init(mask_warps, consumer_warps);
+    work_slot.init(1, consumer_warps + 1);
     ::cuda::ptx::mbarrier_init(&item_ending, 1);
     for (int s = 0; s < P.query_stages; ++s) q_slots[s].init(1, consumer_warps);
     for (int s = 0; s < P.stages; ++s) {
