@@ -29,8 +29,8 @@ template <class T, int Rank>
 class device_tensor {
 public:
   explicit device_tensor(tensor<T, Rank> host) : host_{std::move(host)} {
-    cuda::detail::require_cuda(cudaMalloc(&data_, bytes()), "cudaMalloc");
-    cuda::detail::require_cuda(
+    maskring::cuda::detail::require_cuda(cudaMalloc(&data_, bytes()), "cudaMalloc");
+    maskring::cuda::detail::require_cuda(
         cudaMemcpy(data_, host_.storage().data(), bytes(), cudaMemcpyHostToDevice), "cudaMemcpy");
   }
   device_tensor(const device_tensor&) = delete;
@@ -45,7 +45,7 @@ public:
     return out;
   }
   const tensor<T, Rank>& fetch() {
-    cuda::detail::require_cuda(
+    maskring::cuda::detail::require_cuda(
         cudaMemcpy(host_.storage().data(), data_, bytes(), cudaMemcpyDeviceToHost), "cudaMemcpy");
     return host_;
   }
@@ -79,11 +79,11 @@ TEST_CASE("a custom mask on the device agrees with the host, forward and backwar
   device_tensor dv{tensor<float, 4>{kv_shape}};
   const sink_window mask{100, 5};
 
-  cuda::workspace scratch;
-  const auto exec = cuda::on(nullptr, scratch, cuda::head_dims<64>);
+  maskring::cuda::workspace scratch;
+  const auto exec = maskring::cuda::on(nullptr, scratch, maskring::cuda::head_dims<64>);
   forward(exec, inputs{*q, *k, *v}, results{*out, *lse}, mask);
   backward(exec, saved{*q, *k, *v, *out, *lse}, upstream{*dout}, gradients{*dq, *dk, *dv}, mask);
-  cuda::detail::require_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  maskring::cuda::detail::require_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
 
   tensor<float, 4> host_out{q_shape}, host_dq{q_shape}, host_dk{kv_shape}, host_dv{kv_shape};
   tensor<float, 3> host_lse{{batch, heads, tokens}};
