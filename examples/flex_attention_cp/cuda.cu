@@ -80,8 +80,8 @@ void run(whole<float>& x, Forward forward, Backward backward) {
                            {x.q.shape[0], x.q.shape[1], x.q.shape[2]}};
   const comm::detail::stream stream = comm::detail::make_stream();
   {
-    cuda::workspace scratch;
-    const auto exec = cuda::on(stream.get(), scratch, cuda::head_dims<64>);
+    maskring::cuda::workspace scratch;
+    const auto exec = maskring::cuda::on(stream.get(), scratch, maskring::cuda::head_dims<64>);
     forward(exec, inputs{q.read(), k.read(), v.read()}, results{out.span(), lse});
     backward(exec, saved{q.read(), k.read(), v.read(), out.read(), lse}, upstream{dout.read()},
              gradients{dq.span(), dk.span(), dv.span()});

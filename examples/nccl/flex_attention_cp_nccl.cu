@@ -90,8 +90,8 @@ whole_problem solve(index_t tokens, const Mask& mask, cudaStream_t stream) {
   const tensor out{tokens}, dq{tokens}, dk{tokens}, dv{tokens};
   const comm::detail::device_memory rows{static_cast<std::size_t>(batch * heads * tokens) * sizeof(float)};
   const view<float, 3> lse{static_cast<float*>(rows.data()), {batch, heads, tokens}};
-  cuda::workspace scratch;
-  const auto exec = cuda::on(stream, scratch, cuda::head_dims<dim>);
+  maskring::cuda::workspace scratch;
+  const auto exec = maskring::cuda::on(stream, scratch, maskring::cuda::head_dims<dim>);
   forward(exec, inputs{q.read(), k.read(), v.read()}, results{out.span(), lse}, mask);
   backward(exec, saved{q.read(), k.read(), v.read(), out.read(), lse}, upstream{dout.read()},
            gradients{dq.span(), dk.span(), dv.span()}, mask);
@@ -114,8 +114,8 @@ bool check(const char* name, comm::nccl& c, Driver&& driver, const Layout& layou
   const tensor out{tokens}, dq{tokens}, dk{tokens}, dv{tokens};
   const comm::detail::device_memory rows{static_cast<std::size_t>(batch * heads * tokens) * sizeof(float)};
   const view<float, 3> lse{static_cast<float*>(rows.data()), {batch, heads, tokens}};
-  cuda::workspace scratch;
-  const auto exec = cuda::on(stream, scratch, cuda::head_dims<dim>);
+  maskring::cuda::workspace scratch;
+  const auto exec = maskring::cuda::on(stream, scratch, maskring::cuda::head_dims<dim>);
   driver.forward(exec, inputs{q.read(), k.read(), v.read()}, results{out.span(), lse});
   driver.backward(exec, saved{q.read(), k.read(), v.read(), out.read(), lse},
                   upstream{dout.read()}, gradients{dq.span(), dk.span(), dv.span()});
