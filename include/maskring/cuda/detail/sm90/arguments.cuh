@@ -32,11 +32,8 @@ struct work_order {
     const index_t bytes = std::max<index_t>(1, p.kv_len * (p.qk_dim + p.v_dim) * 2);
     const index_t fit = l2_bytes / bytes;
     // With fewer items than this, a section's last ones cannot fill the gaps that its long ones leave.
-    const index_t even = 2 * processors / std::max<index_t>(1, q_tiles * p.group());
+    const index_t even = 8 * processors / std::max<index_t>(1, q_tiles * p.group());
     index_t section = std::max<index_t>({fit, even, 1}) * p.group();
-#ifdef MASKRING_SECTION
-    if (MASKRING_SECTION > 0) section = MASKRING_SECTION;
-#endif
     return {static_cast<int>(q_tiles), static_cast<int>(p.q_heads), static_cast<int>(p.batch),
             static_cast<int>(std::min(section, rows)), longest};
   }

@@ -59,14 +59,14 @@ __global__ void __launch_bounds__(Arguments::policy.threads(), 1)
 /// Smaller dimensions use the next larger shape, the rest filled with zeros.
 template <class Mask>
 constexpr forward_policy preferred_policy(int qk_dim, int v_dim) {
-  constexpr bool full = std::is_same_v<Mask, mask::full>;
   const int dim = qk_dim > v_dim ? qk_dim : v_dim;
-  if (dim <= 64) return {64, 64, {192, 128}, 2, 2};
-  if (dim <= 96) return {96, 96, {128, 192}, 2, 2};
-  if (dim <= 128) return {128, 128, {128, full ? 176 : 128}, 2, full ? 1 : 2};
-  if (dim <= 192 && v_dim <= 128) return {192, 128, {128, 128}, 2, 1, false, true};
-  if (dim <= 192) return {192, 192, {128, 112}, 2, 1, false, true};
-  if (dim <= 256) return {256, 256, {128, 80}, 2, 1, false, true};
+  //                         qk   v    tile         stages, turns, rescaling: early, lazy
+  if (dim <= 64) return {64, 64, {192, 128}, 2, 2, true, false, true};
+  if (dim <= 96) return {96, 96, {128, 192}, 2, 2, true, false, true};
+  if (dim <= 128) return {128, 128, {128, 128}, 2, 2, true, false, true};
+  if (dim <= 192 && v_dim <= 128) return {192, 128, {128, 128}, 2, 1, false, false, true};
+  if (dim <= 192) return {192, 192, {128, 112}, 2, 1, false, false, true};
+  if (dim <= 256) return {256, 256, {128, 64}, 2, 1, false, false, true};
   return {0, 0};
 }
 
