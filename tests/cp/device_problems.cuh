@@ -185,7 +185,7 @@ inline const char* name_of(method how) {
 template <class A, class B, class C>
 void check_as_good(const A& split, const B& single, const C& exact, double floor) {
   const auto check = [&](const char* name, const auto& a, const auto& b, const auto& want) {
-    CAPTURE(name);
+    CAPTURE(std::string{name});
     if (want.span().size() == 0) return;
     CHECK(relative_error(a, want) <= 1.1 * relative_error(b, want) + floor);
   };
@@ -226,8 +226,8 @@ void check_drivers(std::uint64_t seed, double floor) {
           CAPTURE(kind);
           CAPTURE(ranks);
           CAPTURE(tokens);
-          CAPTURE(layout);
-          CAPTURE(name_of(how));
+          CAPTURE(std::string{layout});
+          CAPTURE(std::string{name_of(how)});
           const any_layout split{layout, tokens, how == method::hybrid ? ranks / 2 : ranks};
           check_as_good(run_on_device<T, T>(how, in, split, split, mask), single, exact, floor);
         }
@@ -249,7 +249,7 @@ void check_lengths(double floor) {
     const auto exact = reference_results_of(in, mask);
     const auto single = device_results<T, T>(in, mask);
     for (const method how : {method::ring, method::all_gather, method::ulysses, method::hybrid}) {
-      CAPTURE(name_of(how));
+      CAPTURE(std::string{name_of(how)});
       const int ranks = how == method::hybrid ? 2 : 4;
       check_as_good(run_on_device<T, T>(how, in, any_layout{"zigzag", q_len, ranks},
                                         any_layout{"striped", kv_len, ranks}, mask),
