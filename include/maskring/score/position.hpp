@@ -41,6 +41,17 @@ constexpr Real inverse_power_of_two(int numerator, int denominator) {
 }
 }  // namespace detail
 
+/// s + (kv − q) · slope: what ALiBi is for one head.
+struct distance_slope {
+  float slope;
+  template <class Score>
+  constexpr Score operator()(Score s, int, int, int q, int kv) const {
+    using real = detail::real<Score>;
+    return s + static_cast<real>(kv - q) * static_cast<real>(slope);
+  }
+  friend constexpr bool operator==(distance_slope, distance_slope) = default;
+};
+
 /// s + (kv − q) · 2^(−8 (h + 1) / heads): a penalty for distance that differs from head to head
 /// (O. Press et al., ALiBi, 2021).
 class alibi {
@@ -54,6 +65,9 @@ public:
     using real = detail::real<Score>;
     const real slope = detail::inverse_power_of_two<real>(8 * (h + 1), heads_);
     return s + static_cast<real>(kv - q) * slope;
+  }
+  constexpr distance_slope at(int, int h) const {
+    return {detail::inverse_power_of_two<float>(8 * (h + 1), heads_)};
   }
   friend constexpr bool operator==(alibi, alibi) = default;
 
@@ -75,6 +89,7 @@ public:
     using real = detail::real<Score>;
     return s + static_cast<real>(kv - q) * static_cast<real>(slopes_.values[h]);
   }
+  constexpr distance_slope at(int, int h) const { return {slopes_.values[h]}; }
   friend constexpr bool operator==(const alibi_slopes&, const alibi_slopes&) = default;
 
 private:
