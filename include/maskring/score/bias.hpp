@@ -3,8 +3,8 @@
 #pragma once
 
 #include <maskring/core/range.hpp>
-#include <maskring/score/accumulate.hpp>
 #include <maskring/score/concepts.hpp>
+#include <maskring/score/exact_sum.hpp>
 #include <maskring/score/table.hpp>
 
 #include <algorithm>
@@ -122,13 +122,13 @@ private:
 /// somebody else owns, host or device.
 struct bias_view {
   const float* values = nullptr;
-  double* gradient = nullptr;  ///< [heads, buckets], or null: not learned
+  exact_sum* gradient = nullptr;  ///< [heads, buckets], or null: not learned
   int heads = 1;               ///< 1: shared by all heads
   int buckets = 0;
   std::uint64_t serial = 0;
 
   /// The same table, with a place to add its gradient to.
-  constexpr bias_view with_gradient(double* sums) const {
+  constexpr bias_view with_gradient(exact_sum* sums) const {
     bias_view out = *this;
     out.gradient = sums;
     return out;
@@ -157,9 +157,14 @@ public:
     }
   }
 
-  std::span<float> values() { return memory_; }      ///< to be changed by an optimiser
-  std::span<double> gradient() { return gradient_; }  ///< what backward passes have added up
-  void clear_gradient() { std::fill(gradient_.begin(), gradient_.end(), 0.0); }
+  std::span<float> values() { return memory_; }  ///< to be changed by an optimiser
+  /// What backward passes have added up, [heads, buckets].
+  std::vector<double> gradient() const {
+    std::vector<double> out;
+    for (const exact_sum& sum : gradient_) out.push_back(sum.value());
+    return out;
+  }
+  void clear_gradient() { std::fill(gradient_.begin(), gradient_.end(), exact_sum{}); }
 
   std::span<const float> memory() const { return memory_; }
   bias_view view_at(const float* memory) const {
@@ -172,7 +177,7 @@ public:
 
 private:
   std::vector<float> memory_;
-  std::vector<double> gradient_;
+  std::vector<exact_sum> gradient_;
   int heads_, buckets_;
   std::uint64_t serial_;
 };
@@ -192,9 +197,7 @@ public:
   }
   template <class T>
   constexpr void add_gradient(T dscore, T, int, int h, int q, int kv) const {
-    if (table_.gradient) {
-      add_shared(table_.gradient + entry(h, q, kv), static_cast<double>(dscore));
-    }
+    if (table_.gradient) table_.gradient[entry(h, q, kv)].add(static_cast<float>(dscore));
   }
   friend bool operator==(const bias&, const bias&) = default;
 
