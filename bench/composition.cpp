@@ -25,11 +25,12 @@ struct window_or_ahead_in_prefix {
 };
 
 struct three_biases {
-  int heads;
+  int heads, more_heads;
   constexpr float operator()(float s, int, int h, int q, int kv) const {
     const float slope = score::detail::inverse_power_of_two<float>(8 * (h + 1), heads);
+    const float other = score::detail::inverse_power_of_two<float>(8 * (h + 1), more_heads);
     const float far = static_cast<float>(kv - q);
-    return ((s + far * slope) + static_cast<float>(q - kv)) + far * slope;
+    return ((s + far * slope) + static_cast<float>(q - kv)) + far * other;
   }
 };
 
@@ -77,16 +78,19 @@ void compare(const char* what, const A& composed, const B& by_hand) {
 
 }  // namespace
 
-int main() {
+int main(int count, char**) {
   std::vector<float> scores(static_cast<std::size_t>(queries) * keys, 1.0f);
   float* s = scores.data();
-  const auto mask = (mask::sliding_window{700} | !mask::causal{}) & mask::prefix_lm{64};
+  const int width = 699 + count, length = 63 + count, heads = 7 + count;  // unknown to compilers
+  const auto mask = (mask::sliding_window{width} | !mask::causal{}) & mask::prefix_lm{length};
+  const window_or_ahead_in_prefix mask_by_hand{width, length};
   compare(
       "mask", [&](int first) { apply_mask(mask, s, first); },
-      [&](int first) { apply_mask(window_or_ahead_in_prefix{700, 64}, s, first); });
-  const auto score = score::alibi{8} >> score::relative{} >> score::alibi{8};
+      [&](int first) { apply_mask(mask_by_hand, s, first); });
+  const auto score = score::alibi{heads} >> score::relative{} >> score::alibi{2 * heads};
+  const three_biases score_by_hand{heads, 2 * heads};
   compare(
       "score", [&](int first) { apply_score(score, s, first); },
-      [&](int first) { apply_score(three_biases{8}, s, first); });
+      [&](int first) { apply_score(score_by_hand, s, first); });
   return 0;
 }
