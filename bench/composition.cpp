@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What composing masks costs: a composition of three beside the same predicate written by hand, each
-// applied to every score of a strip of queries, as attention does in partial tiles.
+// applied to every score of a strip of queries, as attention does in partial tiles. GCC 12 makes the
+// same loops of both, instruction by instruction (-S shows them); where such loops begin in memory
+// still moves a ratio by up to a fifth either way.
 #include <maskring/mask/basic.hpp>
 #include <maskring/mask/compose.hpp>
 #include <maskring/score/compose.hpp>
