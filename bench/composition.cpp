@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// What composing masks costs: a composition of three beside the same predicate written by hand, each
-// applied to every score of a strip of queries, as attention does in partial tiles. GCC 12 makes the
-// same loops of both, instruction by instruction (-S shows them); where such loops begin in memory
-// still moves a ratio by up to a fifth either way.
+// What composing masks costs: a composition of three beside the same predicate written by hand,
+// each applied to every score of a strip of queries, as attention does in partial tiles. GCC 12
+// makes the same loops of both, instruction by instruction (-S shows them); where such loops begin
+// in memory still moves a ratio by up to a fifth either way.
 #include <maskring/mask/basic.hpp>
 #include <maskring/mask/compose.hpp>
 #include <maskring/score/compose.hpp>
@@ -78,12 +78,12 @@ void compare(const char* what, const A& composed, const B& by_hand) {
               best_composed, best_by_hand, best_composed / best_by_hand);
 }
 
-}  // namespace
+} // namespace
 
 int main(int count, char**) {
   std::vector<float> scores(static_cast<std::size_t>(queries) * keys, 1.0f);
   float* s = scores.data();
-  const int width = 699 + count, length = 63 + count, heads = 7 + count;  // unknown to compilers
+  const int width = 699 + count, length = 63 + count, heads = 7 + count; // unknown to compilers
   const auto mask = (mask::sliding_window{width} | !mask::causal{}) & mask::prefix_lm{length};
   const window_or_ahead_in_prefix mask_by_hand{width, length};
   compare(

@@ -35,7 +35,8 @@ public:
 /// A host array's copy on the device.
 class on_device {
 public:
-  explicit on_device(const array<float>& from) : shape_{from.shape[0], from.shape[1], from.shape[2], from.shape[3]}, memory_{bytes(from)} {
+  explicit on_device(const array<float>& from)
+      : shape_{from.shape[0], from.shape[1], from.shape[2], from.shape[3]}, memory_{bytes(from)} {
     comm::detail::require_cuda(
         cudaMemcpy(memory_.data(), from.data.data(), bytes(from), cudaMemcpyHostToDevice),
         "cudaMemcpy");
@@ -54,8 +55,8 @@ private:
   comm::detail::device_memory memory_;
 };
 
-/// Runs forward(exec, inputs, results) and backward(exec, saved, upstream, gradients) on a copy of x
-/// on the device.
+/// Runs forward(exec, inputs, results) and backward(exec, saved, upstream, gradients) on a copy of
+/// x on the device.
 template <class Forward, class Backward>
 void run(whole<float>& x, Forward forward, Backward backward) {
   const on_device q{x.q}, k{x.k}, v{x.v}, dout{x.dout}, out{x.out}, dq{x.dq}, dk{x.dk}, dv{x.dv};
@@ -103,7 +104,7 @@ void split(const settings& s, const examples::any_mask& mask, const examples::an
            const examples::any_layout& layout, whole<float>& x) {
   const cp::shape shape{s.n.batch, s.n.heads, s.n.kv_heads, s.n.dim, s.n.v_dim};
   const cp::shards shards{layout};
-  const cp::plan plan{mask, shape, shards};  // from the mask that the host can ask
+  const cp::plan plan{mask, shape, shards}; // from the mask that the host can ask
   comm::local_options how;
   int devices = 0;
   comm::detail::require_cuda(cudaGetDeviceCount(&devices), "cudaGetDeviceCount");
@@ -113,7 +114,8 @@ void split(const settings& s, const examples::any_mask& mask, const examples::an
       [&](comm::local& comm) {
         const int rank = comm.rank();
         whole<float> mine{s.n, static_cast<int>(layout.size(rank))};
-        for (const auto part : {&whole<float>::q, &whole<float>::k, &whole<float>::v, &whole<float>::dout}) {
+        for (const auto part :
+             {&whole<float>::q, &whole<float>::k, &whole<float>::v, &whole<float>::dout}) {
           each_token(x.*part, mine.*part, layout.map(rank),
                      [](float* all, float* one, int dim) { std::copy_n(all, dim, one); });
         }
@@ -125,7 +127,8 @@ void split(const settings& s, const examples::any_mask& mask, const examples::an
         } else {
           run_rank(cp::ulysses{comm, plan, shape, shards, m.mask, m.score}, mine);
         }
-        for (const auto part : {&whole<float>::out, &whole<float>::dq, &whole<float>::dk, &whole<float>::dv}) {
+        for (const auto part :
+             {&whole<float>::out, &whole<float>::dq, &whole<float>::dk, &whole<float>::dv}) {
           each_token(x.*part, mine.*part, layout.map(rank),
                      [](float* all, float* one, int dim) { std::copy_n(one, dim, all); });
         }

@@ -11,15 +11,16 @@
 
 namespace examples {
 
-/// A mask behind two function pointers: slower an element than a mask of its own type, but a program
-/// compiles its attention once for all of them. The mask itself is somebody else's.
+/// A mask behind two function pointers: slower an element than a mask of its own type, but a
+/// program compiles its attention once for all of them. The mask itself is somebody else's.
 class any_mask {
 public:
-  static constexpr bool needs_elements = true;  // a mask behind it may
+  static constexpr bool needs_elements = true; // a mask behind it may
 
   template <maskring::mask_mod Mask>
   explicit any_mask(const Mask* mask)
-      : mask_{mask}, element_{[](const void* m, int b, int h, int q, int kv) {
+      : mask_{mask},
+        element_{[](const void* m, int b, int h, int q, int kv) {
           return static_cast<bool>((*static_cast<const Mask*>(m))(b, h, q, kv));
         }},
         ranges_{[](const void* m, maskring::range b, maskring::range h, maskring::range q,
@@ -92,4 +93,4 @@ private:
 
 using mask_library = named_masks<host_masks>;
 
-}  // namespace examples
+} // namespace examples

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One type for all masks on a device, and one for all score modifiers, for programs that choose theirs
-// at run time.
+// One type for all masks on a device, and one for all score modifiers, for programs that choose
+// theirs at run time.
 #pragma once
 
 #include "any_mask.hpp"
@@ -102,7 +102,7 @@ private:
   std::vector<std::shared_ptr<maskring::comm::detail::device_memory>> memory_;
 };
 
-}  // namespace detail
+} // namespace detail
 
 /// Keeps masks on the current device, and their tables, for named_masks.
 class device_masks {
@@ -124,7 +124,8 @@ public:
   device_tables& tables() { return tables_; }
   template <class Score>
   device_score operator()(const Score& score) {
-    return {objects_.copy(score), objects_.ask<device_score::functions>(&detail::find_score<Score>)};
+    return {objects_.copy(score),
+            objects_.ask<device_score::functions>(&detail::find_score<Score>)};
   }
 
 private:
@@ -132,4 +133,4 @@ private:
   detail::device_objects objects_;
 };
 
-}  // namespace examples
+} // namespace examples

@@ -17,7 +17,9 @@ class any_score {
 public:
   template <maskring::score_mod Score>
   explicit any_score(const Score* score)
-      : score_{score}, on_float_{&call<Score, float>}, on_double_{&call<Score, double>},
+      : score_{score},
+        on_float_{&call<Score, float>},
+        on_double_{&call<Score, double>},
         on_dual_{&call<Score, maskring::dual<float>>},
         on_dual_double_{&call<Score, maskring::dual<double>>} {}
 
@@ -93,4 +95,4 @@ private:
 
 using score_library = named_scores<host_scores>;
 
-}  // namespace examples
+} // namespace examples

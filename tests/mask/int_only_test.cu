@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A mask that can be asked about elements only, on the device: one rank, and several by each driver.
+// A mask that can be asked about elements only, on the device: one rank, and several by each
+// driver.
 #include "../cp/device_problems.cuh"
 
 using namespace maskring;
@@ -24,7 +25,8 @@ static_assert(!classifiable_mask<of_ints_only>);
 TEST_CASE("a mask of ints only, on the device and over its ranks") {
   const std::uint64_t seed = std::random_device{}();
   CAPTURE(seed);
-  const case_sizes sizes{{.batch = 2, .q_heads = 4, .kv_heads = 4, .qk_dim = 24, .v_dim = 40}, 301, 301};
+  const case_sizes sizes{
+      {.batch = 2, .q_heads = 4, .kv_heads = 4, .qk_dim = 24, .v_dim = 40}, 301, 301};
   const whole_inputs<float> in{seed, sizes, true};
   const of_ints_only mask{};
   const auto exact = reference_results_of(in, mask);

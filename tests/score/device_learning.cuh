@@ -41,7 +41,8 @@ public:
   class device_copy {
   public:
     explicit device_copy(const learned_bias& from)
-        : values_{default_queue{}, from.table_}, buckets_{default_queue{}, from.buckets_},
+        : values_{default_queue{}, from.table_},
+          buckets_{default_queue{}, from.buckets_},
           sums_{default_queue{}, static_cast<index_t>(from.table_.memory().size())} {
       REQUIRE(cudaDeviceSynchronize() == cudaSuccess);
     }
@@ -81,7 +82,9 @@ public:
   class device_copy {
   public:
     explicit device_copy(const learned_rotary& from)
-        : q_{from.q_}, k_{from.k_}, dq_{default_queue{}, (*from.q_).size()},
+        : q_{from.q_},
+          k_{from.k_},
+          dq_{default_queue{}, (*from.q_).size()},
           dk_{default_queue{}, (*from.k_).size()} {
       REQUIRE(cudaDeviceSynchronize() == cudaSuccess);
     }

@@ -56,7 +56,7 @@ TEST_CASE("an exact sum of one term is that term") {
 TEST_CASE("an exact sum loses nothing, however far its terms are apart") {
   const float most = std::numeric_limits<float>::max();
   const float least = std::numeric_limits<float>::denorm_min();
-  CHECK(sum_of({most, least, 1.0f, -most}) == 1.0);  // to the nearest double: 1 + 2^-149
+  CHECK(sum_of({most, least, 1.0f, -most}) == 1.0); // to the nearest double: 1 + 2^-149
   CHECK(sum_of({most, least, 1.0f, -most, -1.0f}) == double{least});
   CHECK(sum_of({most, most, most, -1.0f, -most, -most, -most}) == -1.0);
   CHECK(sum_of(std::vector<float>(100000, most)) == 1e5 * double{most});
@@ -82,7 +82,8 @@ TEST_CASE("an exact sum is the same in every order and from many threads") {
   std::vector<std::thread> team;
   for (int t = 0; t < 4; ++t) {
     team.emplace_back([&, t] {
-      for (std::size_t i = static_cast<std::size_t>(t); i < terms.size(); i += 4) shared.add(terms[i]);
+      for (std::size_t i = static_cast<std::size_t>(t); i < terms.size(); i += 4)
+        shared.add(terms[i]);
     });
   }
   for (std::thread& thread : team) thread.join();
@@ -94,7 +95,7 @@ TEST_CASE("an exact sum of similar terms is right to the last bit of a double") 
   CAPTURE(seed);
   std::mt19937 random{seed};
   std::vector<float> terms;
-  std::int64_t expected = 0;  // in units of 2^-30
+  std::int64_t expected = 0; // in units of 2^-30
   for (int i = 0; i < 100000; ++i) {
     const auto whole = static_cast<std::int32_t>(random() % (1u << 24)) - (1 << 23);
     expected += whole;

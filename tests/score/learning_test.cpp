@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gradients of what score modifiers and sinks learn, against finite differences in double precision.
+// Gradients of what score modifiers and sinks learn, against finite differences in double
+// precision.
 #include "score/learning.hpp"
 
 #include <maskring/cp/sum.hpp>
@@ -72,7 +73,9 @@ void check_bias(score::bias_table& table, Make make) {
 TEST_CASE("the table of a bias learns") {
   const auto buckets = score::distance_buckets::t5(8, 20, true);
   score::bias_table by_head{small_numbers(32), 4, 8}, shared{small_numbers(8), 1, 8};
-  const auto plain = [&](const score::bias_view& view) { return score::bias{view, buckets.view()}; };
+  const auto plain = [&](const score::bias_view& view) {
+    return score::bias{view, buckets.view()};
+  };
   check_bias(by_head, plain);
   check_bias(shared, plain);
 }
@@ -86,10 +89,11 @@ TEST_CASE("a table learns through what comes after it, and after what comes befo
 }
 
 TEST_CASE("what a table learns is the same bits each time, whatever the number of threads") {
-  const case_sizes large{{.batch = 2, .q_heads = 4, .kv_heads = 2, .qk_dim = 16, .v_dim = 16}, 700, 700};
+  const case_sizes large{
+      {.batch = 2, .q_heads = 4, .kv_heads = 2, .qk_dim = 16, .v_dim = 16}, 700, 700};
   const whole_inputs<float> in{11, large};
   const auto buckets = score::distance_buckets::t5(8, 200, true);
-  score::bias_table table{small_numbers(8), 1, 8};  // shared by all heads: all threads add to it
+  score::bias_table table{small_numbers(8), 1, 8}; // shared by all heads: all threads add to it
   const auto learned = [&](int threads) {
     const score::bias modifier{table.learning(), buckets.view()};
     whole_results<float, float> r{large};
@@ -109,7 +113,8 @@ TEST_CASE("rotated queries and keys learn") {
   whole_inputs<float> in{6, sizes};
   const mask::causal mask;
   std::mt19937_64 random{7};
-  auto q = random_tensor<float, 4>(random, {2, 4, 37, 2}), k = random_tensor<float, 4>(random, {2, 2, 37, 2});
+  auto q = random_tensor<float, 4>(random, {2, 4, 37, 2}),
+       k = random_tensor<float, 4>(random, {2, 2, 37, 2});
   tensor<score::exact_sum, 4> dq{{2, 4, 37, 2}}, dk{{2, 2, 37, 2}};
   const auto modifier = [&] { return score::rotary_part{*q, *k, 0.4f}; };
   hand_gradients(in, mask, modifier().with_gradient(*dq, *dk));
@@ -132,8 +137,7 @@ TEST_CASE("sink logits learn") {
   const mask::sliding_window mask{6};
   const auto r = local_results<float, float>(in, mask, score::softcap{5});
   for (index_t h = 0; h < 4; ++h) {
-    const double slope =
-        difference(in.sink(h), [&] { return loss(in, mask, score::softcap{5}); });
+    const double slope = difference(in.sink(h), [&] { return loss(in, mask, score::softcap{5}); });
     CHECK(slope == doctest::Approx(r.dsink(h)).epsilon(1e-4));
   }
 }
@@ -150,12 +154,11 @@ TEST_CASE("under context parallelism the ranks' parts of a table's gradient add 
     const cp::shards<Layout, Layout> split{layout, layout};
     std::vector<score::bias_table> tables(3, whole);
     for (auto& table : tables) table.clear_gradient();
-    const auto got = split_results<float, float>(
-        in, split, [&](auto& comm) {
-          auto& table = tables[static_cast<std::size_t>(comm.rank())];
-          return cp::ring{comm, sizes.shape, split, mask,
-                          score::bias{table.learning(), buckets.view()}};
-        });
+    const auto got = split_results<float, float>(in, split, [&](auto& comm) {
+      auto& table = tables[static_cast<std::size_t>(comm.rank())];
+      return cp::ring{comm, sizes.shape, split, mask,
+                      score::bias{table.learning(), buckets.view()}};
+    });
     CHECK(largest_error(got, expected) < 1e-5);
     std::vector<std::vector<double>> sums(3);
     comm::run_ranks(3, [&](comm::threads& comm) {

@@ -84,10 +84,12 @@ TEST_CASE("rotated queries and keys learn on the device") {
   check_learning<float>(learned_rotary{sizes}, seed);
 }
 
-TEST_CASE("what is learned on the device, and all gradients beside it, are the same bits each time") {
-  const case_sizes large{{.batch = 2, .q_heads = 4, .kv_heads = 2, .qk_dim = 64, .v_dim = 64}, 1500, 1500};
-  const auto mask = make_mask(1500, 1500);  // causal
-  const learned_bias learned{1};  // one table: all blocks add to it
+TEST_CASE(
+    "what is learned on the device, and all gradients beside it, are the same bits each time") {
+  const case_sizes large{
+      {.batch = 2, .q_heads = 4, .kv_heads = 2, .qk_dim = 64, .v_dim = 64}, 1500, 1500};
+  const auto mask = make_mask(1500, 1500); // causal
+  const learned_bias learned{1};           // one table: all blocks add to it
   const auto repeat = [&]<class T>(T) {
     const whole_inputs<T> in{17, large, true};
     learned_bias::device_copy copy{learned};

@@ -28,7 +28,7 @@ constexpr void add_shared(std::int64_t* at, int x) {
   std::atomic_ref<std::int64_t>{*at}.fetch_add(x, std::memory_order_relaxed);
 #endif
 }
-}  // namespace detail
+} // namespace detail
 
 /// A sum of floats without rounding, so that it does not depend on the order in which threads add:
 /// gradients of what score modifiers learn are the same bits each time.
@@ -39,8 +39,8 @@ constexpr void add_shared(std::int64_t* at, int x) {
 /// finite makes the sum NaN. All bytes 0 is the empty sum.
 struct exact_sum {
   static constexpr int digits = 12, bits = 24;
-  std::int64_t digit[digits] = {};  ///< the sum is Σ digit[i] · 2^(24 i − 149)
-  std::int64_t not_finite = 0;      ///< terms that were infinite or NaN
+  std::int64_t digit[digits] = {}; ///< the sum is Σ digit[i] · 2^(24 i − 149)
+  std::int64_t not_finite = 0;     ///< terms that were infinite or NaN
 
   /// May be called from many threads at once, of the host or of one-dimensional blocks of a device.
   /// Not inlined: a kernel would hold a copy for every score that a thread works on.
@@ -62,7 +62,7 @@ struct exact_sum {
   /// The sum, rounded to double within one unit of its last place.
   constexpr double value() const {
     if (not_finite != 0) return std::numeric_limits<double>::quiet_NaN();
-    std::int64_t small[digits] = {};  // the same number, all digits but the last from 0 to 2^24 − 1
+    std::int64_t small[digits] = {}; // the same number, all digits but the last from 0 to 2^24 − 1
     std::int64_t carry = 0;
     for (int i = 0; i < digits; ++i) {
       const std::int64_t sum = digit[i] + carry;
@@ -75,4 +75,4 @@ struct exact_sum {
   }
 };
 
-}  // namespace maskring::score
+} // namespace maskring::score

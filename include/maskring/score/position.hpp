@@ -33,13 +33,13 @@ constexpr Real exponential_series(Real x) {
 template <class Real>
 constexpr Real inverse_power_of_two(int numerator, int denominator) {
   const int whole = numerator / denominator;
-  const Real rest = static_cast<Real>(numerator - whole * denominator) /
-                    static_cast<Real>(denominator);
+  const Real rest =
+      static_cast<Real>(numerator - whole * denominator) / static_cast<Real>(denominator);
   constexpr int terms = sizeof(Real) < 8 ? 10 : 18;
   return exponential_series<1, terms>(rest * static_cast<Real>(-0.69314718055994530942)) /
          static_cast<Real>(std::int64_t{1} << min(whole, 62));
 }
-}  // namespace detail
+} // namespace detail
 
 /// s + (kv − q) · 2^(−8 (h + 1) / heads): a penalty for distance that differs from head to head
 /// (O. Press et al., ALiBi, 2021).
@@ -66,7 +66,8 @@ class alibi_slopes {
 public:
   constexpr explicit alibi_slopes(const number_view& slopes) : slopes_{slopes} {}
 
-  /// The table of the slopes. @throws std::invalid_argument if one is not finite or heads are missing.
+  /// The table of the slopes. @throws std::invalid_argument if one is not finite or heads are
+  /// missing.
   static number_table table(std::span<const float> slopes, index_t heads) {
     return {"alibi_slopes", slopes, heads};
   }
@@ -122,4 +123,4 @@ private:
   int heads_;
 };
 
-}  // namespace maskring::score
+} // namespace maskring::score

@@ -13,9 +13,10 @@ namespace maskring::score {
 /// s + scale · ⟨q_rope[b, h, q], k_rope[b, h // G, kv]⟩ with G = query heads / key heads: rotated
 /// queries and keys beside compressed ones (DeepSeek-V2, multi-head latent attention, 2024).
 ///
-/// The tensors are [batch, heads, sequence, dim] in global order, on every rank of a context-parallel
-/// call; their gradients, optional, are added to tensors of exact sums of the same shapes. These are
-/// large and slow: where q and k can be laid out anew, rotated dimensions belong beside the others.
+/// The tensors are [batch, heads, sequence, dim] in global order, on every rank of a
+/// context-parallel call; their gradients, optional, are added to tensors of exact sums of the same
+/// shapes. These are large and slow: where q and k can be laid out anew, rotated dimensions belong
+/// beside the others.
 template <class T>
 class rotary_part {
 public:
@@ -92,6 +93,7 @@ private:
 };
 
 template <class Q, class K>
-rotary_part(const Q&, const K&, float) -> rotary_part<std::remove_const_t<typename Q::element_type>>;
+rotary_part(const Q&, const K&, float)
+    -> rotary_part<std::remove_const_t<typename Q::element_type>>;
 
-}  // namespace maskring::score
+} // namespace maskring::score

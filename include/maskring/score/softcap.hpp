@@ -20,7 +20,7 @@ public:
   constexpr Score operator()(Score s, int, int, int, int) const {
     using real = detail::real<Score>;
     const auto cap = static_cast<real>(cap_);
-    return cap * tanh(s * (real{1} / cap));  // the quotient leaves loops, the product is cheap
+    return cap * tanh(s * (real{1} / cap)); // the quotient leaves loops, the product is cheap
   }
   friend constexpr bool operator==(softcap, softcap) = default;
 
@@ -28,4 +28,4 @@ private:
   float cap_;
 };
 
-}  // namespace maskring::score
+} // namespace maskring::score
