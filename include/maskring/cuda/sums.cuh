@@ -12,7 +12,8 @@ namespace maskring::cuda {
 /// Exact sums in device memory, freed in the order of the stream they were made on.
 ///
 /// ```cpp
-/// cuda::device_table values{exec, table}, buckets{exec, distances};
+/// cuda::device_table values{exec, table};
+/// cuda::device_table buckets{exec, distances};
 /// cuda::device_sums gradient{exec, heads * bucket_count};
 /// score::bias modifier{values.view().with_gradient(gradient.data()), buckets.view()};
 /// ```
