@@ -16,7 +16,6 @@ struct of_ints_only {
     while (low % 2 == 0 && low > 0) low /= 2, other /= 2;
     return h == 0 || other % 3 != 0;
   }
-  friend constexpr bool operator==(of_ints_only, of_ints_only) = default;
 };
 static_assert(!classifiable_mask<of_ints_only>);
 

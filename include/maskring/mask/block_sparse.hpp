@@ -49,8 +49,8 @@ inline bit_matrix topk_bits(const block_table_shape& shape, std::span<const int>
 }
 
 /// table[b, h, q // block, kv // block]: attention to chosen blocks (P. Zhang et al., VSA, 2025;
-/// also the selection branch of J. Yuan et al., Native Sparse Attention, 2025). With topk_bits: kv
-/// // block ∈ topk[b, h, q // block].
+/// also the selection branch of J. Yuan et al., Native Sparse Attention, 2025). With topk_bits:
+/// kv // block is among topk[b, h, q // block].
 ///
 /// Ranges take a constant time for each block of queries; exact for one batch entry and head.
 class block_table {

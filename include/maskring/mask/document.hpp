@@ -96,7 +96,8 @@ private:
   std::uint64_t serial_ = 0;
 };
 
-/// doc[q] = doc[kv] and inner(q − start, kv − start), positions counted from the document's start.
+/// doc[q] = doc[kv] and inner(q − start, kv − start), positions counted from the document's start
+/// (M. M. Krell et al., "Efficient Sequence Packing without Cross-contamination", 2021).
 ///
 /// Exact over ranges if `inner` is: only documents that both ranges touch are looked at, and the
 /// first in which something is kept ends the search. Tokens outside the table see nothing.

@@ -9,8 +9,8 @@ namespace maskring::mask {
 
 /// With d = doc[q] and p = prefix[d]: (kv ≥ start[d] and q ≥ kv) or (d ≠ p and kv is in document
 /// p). A document is causal within itself and sees the whole of its prefix document; one that is
-/// its own prefix sees only itself. (Many answers to one prompt in preference training share it
-/// like this.)
+/// its own prefix sees only itself. Many answers to one prompt in preference training share it like
+/// this (collected in attention-gym, 2024).
 class shared_prefix {
 public:
   /// @param prefix for each document the document that it continues.

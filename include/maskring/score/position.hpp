@@ -8,7 +8,7 @@
 
 namespace maskring::score {
 
-/// s + (q − kv).
+/// s + (q − kv): the first example of FlexAttention (J. Dong et al., 2024).
 struct relative {
   template <class Score>
   constexpr Score operator()(Score s, int, int, int q, int kv) const {
