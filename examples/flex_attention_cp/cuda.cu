@@ -64,6 +64,8 @@ void run(whole<float>& x, Forward forward, Backward backward) {
   const view<float, 3> lse{static_cast<float*>(rows.data()),
                            {x.q.shape[0], x.q.shape[1], x.q.shape[2]}};
   const comm::detail::stream stream = comm::detail::make_stream();
+  // Copies of pageable memory may end after the call; the new stream does not wait for them.
+  comm::detail::require_cuda(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
   {
     maskring::cuda::workspace scratch;
     const auto exec = maskring::cuda::on(stream.get(), scratch, maskring::cuda::head_dims<64>);
