@@ -28,9 +28,10 @@ struct window_or_ahead_in_prefix {
 
 struct three_biases {
   int heads, more_heads;
+  float one_head, one_of_more;
   constexpr float operator()(float s, int, int h, int q, int kv) const {
-    const float slope = score::detail::inverse_power_of_two<float>(8 * (h + 1), heads);
-    const float other = score::detail::inverse_power_of_two<float>(8 * (h + 1), more_heads);
+    const float slope = score::detail::alibi_slope<float>(h, heads, one_head);
+    const float other = score::detail::alibi_slope<float>(h, more_heads, one_of_more);
     const float far = static_cast<float>(kv - q);
     return ((s + far * slope) + static_cast<float>(q - kv)) + far * other;
   }
@@ -90,7 +91,8 @@ int main(int count, char**) {
       "mask", [&](int first) { apply_mask(mask, s, first); },
       [&](int first) { apply_mask(mask_by_hand, s, first); });
   const auto score = score::alibi{heads} >> score::relative{} >> score::alibi{2 * heads};
-  const three_biases score_by_hand{heads, 2 * heads};
+  const float one_head = 1.0f / static_cast<float>(heads);
+  const three_biases score_by_hand{heads, 2 * heads, one_head, one_head / 2};
   compare(
       "score", [&](int first) { apply_score(score, s, first); },
       [&](int first) { apply_score(score_by_hand, s, first); });

@@ -118,6 +118,20 @@ TEST_CASE("score modifiers are what their definitions say, and differentiate the
       1, 4, 61, 47);
 }
 
+TEST_CASE("alibi's slopes are right for any number of heads") {
+  double worst = 0, worst_float = 0;
+  for (int heads = 1; heads <= 200; ++heads) {
+    const score::alibi modifier{heads};
+    for (int h = 0; h < heads; ++h) {
+      const double slope = std::exp2(-8.0 * (h + 1) / heads);
+      worst = std::max(worst, std::abs(modifier(0.0, 0, h, 0, 1) / slope - 1));
+      worst_float = std::max(worst_float, std::abs(modifier(0.0f, 0, h, 0, 1) / slope - 1));
+    }
+  }
+  CHECK(worst < 1e-15);
+  CHECK(worst_float < 3e-7);
+}
+
 TEST_CASE("biases by distance and by pair") {
   constexpr int heads = 3;
   for (bool bidirectional : {true, false}) {

@@ -6,6 +6,8 @@
 #include <maskring/score/concepts.hpp>
 #include <maskring/score/table.hpp>
 
+#include <bit>
+
 namespace maskring::score {
 
 /// s + (q − kv): the first example of FlexAttention (J. Dong et al., 2024).
@@ -29,15 +31,28 @@ constexpr Real exponential_series(Real x) {
   }
 }
 
-/// 2^(−numerator / denominator). Not std::exp2, which compilers leave in loops: it may set errno.
+/// 2^(−power) for a power from 0 on; the least normal number from where there is none.
 template <class Real>
-constexpr Real inverse_power_of_two(int numerator, int denominator) {
-  const int whole = numerator / denominator;
-  const Real rest =
-      static_cast<Real>(numerator - whole * denominator) / static_cast<Real>(denominator);
+constexpr Real inverse_power_of_two(int power) {
+  if constexpr (sizeof(Real) < 8) {
+    return std::bit_cast<float>((127 - min(power, 126)) << 23);
+  } else {
+    return std::bit_cast<double>(std::int64_t{1023 - min(power, 1022)} << 52);
+  }
+}
+
+/// 2^(−8 (h + 1) / heads). Not std::exp2, which compilers leave in loops (it may set errno), and
+/// over floats without a division, which takes a branch on the device.
+/// @param one_head is 1 / heads.
+template <class Real>
+constexpr Real alibi_slope(int h, int heads, float one_head) {
+  const Real inverse_heads = sizeof(Real) < 8 ? Real{one_head} : Real{1} / static_cast<Real>(heads);
+  const int numerator = 8 * (h + 1);
+  const int whole = static_cast<int>(static_cast<Real>(numerator) * inverse_heads);
+  const Real rest = static_cast<Real>(numerator - whole * heads) * inverse_heads;
   constexpr int terms = sizeof(Real) < 8 ? 10 : 18;
-  return exponential_series<1, terms>(rest * static_cast<Real>(-0.69314718055994530942)) /
-         static_cast<Real>(std::int64_t{1} << min(whole, 62));
+  return exponential_series<1, terms>(rest * static_cast<Real>(-0.69314718055994530942)) *
+         inverse_power_of_two<Real>(whole);
 }
 } // namespace detail
 
@@ -48,17 +63,18 @@ public:
   /// @throws std::invalid_argument if heads < 1.
   constexpr explicit alibi(int heads) : heads_{heads} {
     maskring::detail::require(heads >= 1, "alibi: heads is ", heads, ", expected 1 or more");
+    one_head_ = 1.0f / static_cast<float>(heads);
   }
   template <class Score>
   constexpr Score operator()(Score s, int, int h, int q, int kv) const {
     using real = detail::real<Score>;
-    const real slope = detail::inverse_power_of_two<real>(8 * (h + 1), heads_);
-    return s + static_cast<real>(kv - q) * slope;
+    return s + static_cast<real>(kv - q) * detail::alibi_slope<real>(h, heads_, one_head_);
   }
   friend constexpr bool operator==(alibi, alibi) = default;
 
 private:
   int heads_;
+  float one_head_ = 1;
 };
 
 /// s + (kv − q) · slope[h], for slopes that were chosen otherwise.
