@@ -1,57 +1,42 @@
 // SPDX-License-Identifier: Apache-2.0
 // The job on GPUs: one call, or ranks that are threads and share the devices there are.
 #include "problem.hpp"
+#include "support/any_on_device.cuh"
 
 #include <maskring/comm/local.cuh>
 #include <maskring/cp/all_gather.hpp>
 #include <maskring/cp/cuda.cuh>
 #include <maskring/cp/ring.hpp>
 #include <maskring/cp/ulysses.hpp>
-#include <maskring/mask/basic.hpp>
 
 namespace flex {
 namespace {
 
 using namespace maskring;
 
-/// The masks that this program has kernels for, behind one type.
-struct device_mask {
-  enum { full, causal, window, prefix } kind = full;
-  int argument = 0;
+/// The mask and the score modifier of the settings on the current device, with their tables.
+class modifiers {
+public:
+  explicit modifiers(const settings& s)
+      : masks_{shape_of(s)}, scores_{shape_of(s)}, mask{masks_(s.mask)}, score{scores_(s.score)} {}
 
-  constexpr auto operator()(auto, auto, auto q, auto kv) const -> decltype(q >= kv) {
-    switch (kind) {
-    case causal: return q >= kv;
-    case window: return (q >= kv) & (q - kv <= argument);
-    case prefix: return (q >= kv) | (kv < argument);
-    default: return decltype(q >= kv){true};
-    }
+private:
+  static examples::mask_shape shape_of(const settings& s) {
+    return {s.n.batch, s.n.heads, s.n.tokens, s.n.tokens};
   }
+  examples::named_masks<examples::device_masks> masks_;
+  examples::named_scores<examples::device_scores> scores_;
+
+public:
+  const examples::device_mask mask;
+  const examples::device_score score;
 };
-
-device_mask mask_named(const settings& s) {
-  const auto colon = s.mask.find(':');
-  const std::string name = s.mask.substr(0, colon);
-  const auto argument = [&] {
-    return colon == std::string::npos ? 0 : std::stoi(s.mask.substr(colon + 1));
-  };
-  if (name == "full") return {};
-  if (name == "causal") return {device_mask::causal, 0};
-  if (name == "sliding_window") return {device_mask::window, argument()};
-  if (name == "prefix_lm") return {device_mask::prefix, argument()};
-  throw std::invalid_argument("--mask is " + s.mask +
-                              ", expected full, causal, sliding_window:W or prefix_lm:P with --device "
-                              "cuda (its kernels are compiled for these)");
-}
-
-void require_no_score(const examples::any_score* score) {
-  if (score) throw std::invalid_argument("--score: expected none with --device cuda");
-}
 
 /// A host array's copy on the device.
 class on_device {
 public:
-  explicit on_device(const array<float>& from) : shape_{from.shape[0], from.shape[1], from.shape[2], from.shape[3]}, memory_{bytes(from)} {
+  explicit on_device(const array<float>& from)
+      : shape_{from.shape[0], from.shape[1], from.shape[2], from.shape[3]}, memory_{bytes(from)} {
     comm::detail::require_cuda(
         cudaMemcpy(memory_.data(), from.data.data(), bytes(from), cudaMemcpyHostToDevice),
         "cudaMemcpy");
@@ -70,8 +55,8 @@ private:
   comm::detail::device_memory memory_;
 };
 
-/// Runs forward(exec, inputs, results) and backward(exec, saved, upstream, gradients) on a copy of x
-/// on the device.
+/// Runs forward(exec, inputs, results) and backward(exec, saved, upstream, gradients) on a copy of
+/// x on the device.
 template <class Forward, class Backward>
 void run(whole<float>& x, Forward forward, Backward backward) {
   const on_device q{x.q}, k{x.k}, v{x.v}, dout{x.dout}, out{x.out}, dq{x.dq}, dk{x.dk}, dv{x.dv};
@@ -79,6 +64,8 @@ void run(whole<float>& x, Forward forward, Backward backward) {
   const view<float, 3> lse{static_cast<float*>(rows.data()),
                            {x.q.shape[0], x.q.shape[1], x.q.shape[2]}};
   const comm::detail::stream stream = comm::detail::make_stream();
+  // Copies of pageable memory may end after the call; the new stream does not wait for them.
+  comm::detail::require_cuda(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
   {
     maskring::cuda::workspace scratch;
     const auto exec = maskring::cuda::on(stream.get(), scratch, maskring::cuda::head_dims<64>);
@@ -93,14 +80,16 @@ void run(whole<float>& x, Forward forward, Backward backward) {
   dv.store(x.dv);
 }
 
-void local(const settings& s, const examples::any_mask&, const examples::any_score* score,
+void local(const settings& s, const examples::any_mask&, const examples::any_score*,
            whole<float>& x) {
-  require_no_score(score);
-  const device_mask mask = mask_named(s);
+  const modifiers m{s};
   run(
-      x, [&](const auto& exec, const auto& in, const auto& to) { forward(exec, in, to, mask); },
+      x,
+      [&](const auto& exec, const auto& in, const auto& to) {
+        forward(exec, in, to, m.mask, m.score);
+      },
       [&](const auto& exec, const auto& in, const auto& up, const auto& to) {
-        backward(exec, in, up, to, mask);
+        backward(exec, in, up, to, m.mask, m.score);
       });
 }
 
@@ -113,11 +102,11 @@ void run_rank(Driver driver, whole<float>& mine) {
       });
 }
 
-void split(const settings& s, const examples::any_mask&, const examples::any_score* score,
+void split(const settings& s, const examples::any_mask& mask, const examples::any_score*,
            const examples::any_layout& layout, whole<float>& x) {
-  require_no_score(score);
-  const device_mask mask = mask_named(s);
   const cp::shape shape{s.n.batch, s.n.heads, s.n.kv_heads, s.n.dim, s.n.v_dim};
+  const cp::shards shards{layout};
+  const cp::plan plan{mask, shape, shards}; // from the mask that the host can ask
   comm::local_options how;
   int devices = 0;
   comm::detail::require_cuda(cudaGetDeviceCount(&devices), "cudaGetDeviceCount");
@@ -127,18 +116,21 @@ void split(const settings& s, const examples::any_mask&, const examples::any_sco
       [&](comm::local& comm) {
         const int rank = comm.rank();
         whole<float> mine{s.n, static_cast<int>(layout.size(rank))};
-        for (const auto part : {&whole<float>::q, &whole<float>::k, &whole<float>::v, &whole<float>::dout}) {
+        for (const auto part :
+             {&whole<float>::q, &whole<float>::k, &whole<float>::v, &whole<float>::dout}) {
           each_token(x.*part, mine.*part, layout.map(rank),
                      [](float* all, float* one, int dim) { std::copy_n(all, dim, one); });
         }
+        const modifiers m{s};
         if (s.method == "ring") {
-          run_rank(cp::ring{comm, shape, layout, mask}, mine);
+          run_rank(cp::ring{comm, plan, shape, shards, m.mask, m.score}, mine);
         } else if (s.method == "all-gather") {
-          run_rank(cp::all_gather{comm, shape, layout, mask}, mine);
+          run_rank(cp::all_gather{comm, plan, shape, shards, m.mask, m.score}, mine);
         } else {
-          run_rank(cp::ulysses{comm, shape, layout, mask}, mine);
+          run_rank(cp::ulysses{comm, plan, shape, shards, m.mask, m.score}, mine);
         }
-        for (const auto part : {&whole<float>::out, &whole<float>::dq, &whole<float>::dk, &whole<float>::dv}) {
+        for (const auto part :
+             {&whole<float>::out, &whole<float>::dq, &whole<float>::dk, &whole<float>::dv}) {
           each_token(x.*part, mine.*part, layout.map(rank),
                      [](float* all, float* one, int dim) { std::copy_n(one, dim, all); });
         }

@@ -38,6 +38,16 @@ struct dual {
     const T quotient = a.value / b.value;
     return {quotient, (a.derivative - quotient * b.derivative) / b.value};
   }
+
+  // With a constant: nothing is added that is known to be 0, which compilers must keep.
+  friend constexpr dual operator+(dual a, T b) { return {a.value + b, a.derivative}; }
+  friend constexpr dual operator+(T a, dual b) { return b + a; }
+  friend constexpr dual operator-(dual a, T b) { return {a.value - b, a.derivative}; }
+  friend constexpr dual operator-(T a, dual b) { return {a - b.value, -b.derivative}; }
+  friend constexpr dual operator*(dual a, T b) { return {a.value * b, a.derivative * b}; }
+  friend constexpr dual operator*(T a, dual b) { return b * a; }
+  friend constexpr dual operator/(dual a, T b) { return {a.value / b, a.derivative / b}; }
+
   constexpr dual& operator+=(dual b) { return *this = *this + b; }
   constexpr dual& operator-=(dual b) { return *this = *this - b; }
   constexpr dual& operator*=(dual b) { return *this = *this * b; }

@@ -24,8 +24,7 @@ struct then {
 
   template <class T>
   constexpr void add_gradient(T dscore, T s, int b, int h, int q, int kv) const
-    requires(learnable_score<First> || learnable_score<Second>)
-  {
+      requires(learnable_score<First> || learnable_score<Second>) {
     const T between = first(s, b, h, q, kv);
     if constexpr (learnable_score<Second>) second.add_gradient(dscore, between, b, h, q, kv);
     if constexpr (learnable_score<First>) {
@@ -42,4 +41,4 @@ constexpr then<First, Second> operator>>(First first, Second second) {
   return {first, second};
 }
 
-}  // namespace maskring::score
+} // namespace maskring::score

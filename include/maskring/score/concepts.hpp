@@ -17,13 +17,12 @@ concept score_mod = std::is_trivially_copyable_v<S> && requires(const S score, f
   { score(dual<float>{s, 1.0f}, i, i, i, i) } -> std::convertible_to<dual<float>>;
 };
 
-/// A score modifier with parameters that learn. The backward pass calls, once for each kept pair and
-/// from many threads at once,
-/// `score.add_gradient(dscore, s, batch, head, query, key)`
-/// with the gradient of the loss by the new score, and the score s that the modifier was given. The
-/// modifier adds dscore · ∂(new score)/∂(parameter) to memory that it points to, or does nothing if
-/// it points to none. Under context parallelism every rank adds the part of its own pairs, so the
-/// gradient is the sum over the ranks (cp::sum_over_ranks).
+/// A score modifier with parameters that learn. The backward pass calls, once for each kept pair
+/// and from many threads at once, `score.add_gradient(dscore, s, batch, head, query, key)` with the
+/// gradient of the loss by the new score, and the score s that the modifier was given. The modifier
+/// adds dscore · ∂(new score)/∂(parameter) to memory that it points to (score::exact_sum makes the
+/// order irrelevant), or does nothing if it points to none. Under context parallelism every rank
+/// adds the part of its own pairs, so the gradient is the sum over the ranks (cp::sum_over_ranks).
 template <class S>
 concept learnable_score = score_mod<S> && requires(const S score, float x, int i) {
   score.add_gradient(x, x, i, i, i, i);
@@ -65,6 +64,6 @@ struct real_of<dual<T>> : real_of<T> {};
 template <class Score>
 using real = typename real_of<Score>::type;
 
-}  // namespace detail
-}  // namespace score
-}  // namespace maskring
+} // namespace detail
+} // namespace score
+} // namespace maskring
