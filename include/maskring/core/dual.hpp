@@ -10,10 +10,17 @@
 
 namespace maskring {
 
+namespace detail {
+/// What counts as a constant in arithmetic with the dual number `Dual`.
+template <class C, class Dual>
+concept constant_of = !std::same_as<C, Dual> && std::convertible_to<C, typename Dual::value_type>;
+}  // namespace detail
+
 /// A value and its derivative with respect to the unmodified score (forward-mode automatic
 /// differentiation; R. E. Wengert, 1964). Arithmetic follows the rules of calculus.
 template <plain_real T>
 struct dual {
+  using value_type = T;
   T value = 0;
   T derivative = 0;
 
@@ -40,13 +47,34 @@ struct dual {
   }
 
   // With a constant: nothing is added that is known to be 0, which compilers must keep.
-  friend constexpr dual operator+(dual a, T b) { return {a.value + b, a.derivative}; }
-  friend constexpr dual operator+(T a, dual b) { return b + a; }
-  friend constexpr dual operator-(dual a, T b) { return {a.value - b, a.derivative}; }
-  friend constexpr dual operator-(T a, dual b) { return {a - b.value, -b.derivative}; }
-  friend constexpr dual operator*(dual a, T b) { return {a.value * b, a.derivative * b}; }
-  friend constexpr dual operator*(T a, dual b) { return b * a; }
-  friend constexpr dual operator/(dual a, T b) { return {a.value / b, a.derivative / b}; }
+  template <detail::constant_of<dual> C>
+  friend constexpr dual operator+(dual a, C b) {
+    return {a.value + T(b), a.derivative};
+  }
+  template <detail::constant_of<dual> C>
+  friend constexpr dual operator+(C a, dual b) {
+    return b + a;
+  }
+  template <detail::constant_of<dual> C>
+  friend constexpr dual operator-(dual a, C b) {
+    return {a.value - T(b), a.derivative};
+  }
+  template <detail::constant_of<dual> C>
+  friend constexpr dual operator-(C a, dual b) {
+    return {T(a) - b.value, -b.derivative};
+  }
+  template <detail::constant_of<dual> C>
+  friend constexpr dual operator*(dual a, C b) {
+    return {a.value * T(b), a.derivative * T(b)};
+  }
+  template <detail::constant_of<dual> C>
+  friend constexpr dual operator*(C a, dual b) {
+    return b * a;
+  }
+  template <detail::constant_of<dual> C>
+  friend constexpr dual operator/(dual a, C b) {
+    return {a.value / T(b), a.derivative / T(b)};
+  }
 
   constexpr dual& operator+=(dual b) { return *this = *this + b; }
   constexpr dual& operator-=(dual b) { return *this = *this - b; }

@@ -14,18 +14,21 @@ public:
   constexpr explicit softcap(float cap) : cap_{cap} {
     maskring::detail::require(cap > 1e-38f && cap < 3e38f, "softcap: cap is ", cap,
                               ", expected a number above 1e-38 and below 3e38");
+    one_cap_ = 1 / cap;
   }
   constexpr float cap() const { return cap_; }
   template <class Score>
   constexpr Score operator()(Score s, int, int, int, int) const {
     using real = detail::real<Score>;
     const auto cap = static_cast<real>(cap_);
-    return cap * tanh(s * (real{1} / cap)); // the quotient leaves loops, the product is cheap
+    // A product, since a division by floats takes a branch on the device.
+    const real one_cap = sizeof(real) < 8 ? real{one_cap_} : real{1} / cap;
+    return cap * tanh(s * one_cap);
   }
   friend constexpr bool operator==(softcap, softcap) = default;
 
 private:
-  float cap_;
+  float cap_, one_cap_ = 1;
 };
 
 } // namespace maskring::score
