@@ -171,11 +171,11 @@ private:
             if constexpr (learnable_score<Score>) {
               add_score_gradients(score_, {work.given.data(), scores, slopes, lse, delta}, at);
             }
+            float largest;
             dispatch(level_, softmax_gradient_kernel{scores, slopes, derivatives, lse, delta,
-                                                     problem_.scale, keys, lanes});
-            const bool masked = kept == verdict::some;
-            work.dv.add(level_, scores, douts, kv - s.key, keys, count, masked);
-            work.dk.add(level_, slopes, rows, kv - s.key, keys, count, masked);
+                                                     problem_.scale, keys, lanes, largest});
+            work.dv.add(level_, scores, douts, kv - s.key, keys, count, largest);
+            work.dk.add(level_, slopes, rows, kv - s.key, keys, count, largest);
             multiply<left::columns, into::sum>(level_, {slopes, query_block, k, s.k.stride,
                                                         dq_.row(s.b, h, q), dq_.stride(), count,
                                                         static_cast<int>(padded(qk_dim)), keys});

@@ -133,11 +133,11 @@ public:
   }
 
   /// Adds Σ weights[key][l]·rows[l] over the `queries` lanes of a transposed block of `keys`, of
-  /// which the first is the span's `first`. A block is summed at once, but for a partial one: there
-  /// lie the rows that see few keys, whose weights are the largest, so a few at a time.
+  /// which the first is the span's `first`. They are summed at once, but a few at a time where the
+  /// `largest` weight of the block would make the sum large, as in rows that see few keys.
   void add(isa level, const float* weights, const float_rows& rows, index_t first, int keys,
-           int queries, bool partial) const {
-    const int step = partial ? 8 : query_block, width = static_cast<int>(width_);
+           int queries, float largest) const {
+    const int step = largest > 0.25f ? 8 : query_block, width = static_cast<int>(width_);
     for (int l = 0; l < queries; l += step) {
       multiply<left::rows, into::compensated>(
           level, {weights + l, query_block, rows.row(l), rows.stride, sum_.data() + first * width_,

@@ -119,12 +119,14 @@ struct softmax_gradient_kernel {
   const float* delta;       ///< per lane: Σ dout·out − dlse
   float factor;
   int keys;
-  int lanes; ///< padded
+  int lanes;      ///< padded
+  float& largest; ///< of the weights
 
   template <class Isa>
   MASKRING_INLINE void operator()(Isa) const {
     using simd = detail::simd<Isa>;
     using reg = typename Isa::reg;
+    reg top{};
     for (int lane = 0; lane < lanes; lane += Isa::lanes) {
       reg shift, row;
       simd::load(shift, lse + lane);
@@ -144,8 +146,11 @@ struct softmax_gradient_kernel {
         }
         simd::store(p, scores + at);
         simd::store(g, gradients + at);
+        simd::raise(top, p);
       }
     }
+    largest = 0;
+    for (int i = 0; i < Isa::lanes; ++i) largest = largest > top[i] ? largest : top[i];
   }
 };
 
