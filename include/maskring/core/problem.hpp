@@ -240,6 +240,16 @@ problem check_forward(const inputs<T>& in, const results<O>& out, const options&
   return p;
 }
 
+template <class T, class O>
+void check_open(const open_rows& open, const inputs<T>& in, const results<O>& out,
+                const problem& p) {
+  if (!open.before && !open.after) return;
+  require_rows("forward", "open sum", open.sum, p);
+  require(!open.before || in.previous.out, "forward: open.before is set, expected a carried state");
+  require(!open.after || (std::is_same_v<O, float> && out.lse),
+          "forward: open.after is set, expected results of type float with an lse");
+}
+
 template <class T, class O, class D, class G>
 problem check_backward(const saved<T, O>& in, const upstream<D>& up, const gradients<G>& grad,
                        const options& opt) {
