@@ -3,6 +3,7 @@
 #pragma once
 
 #include <maskring/cp/detail/rotation.hpp>
+#include <maskring/shard/subdivided.hpp>
 
 namespace maskring::cp {
 
@@ -194,8 +195,9 @@ private:
   }
 
   auto keys_from(int step) const {
-    return detail::part_map<key_map>{this->split_.kv.map(this->plan_.shard_at(this->rank(), step)),
-                                     static_cast<int>(this->needed_at(step).lo)};
+    return shard::from_position<key_map>{
+        this->split_.kv.map(this->plan_.shard_at(this->rank(), step)),
+        static_cast<int>(this->needed_at(step).lo)};
   }
   auto mask_at(int step) const {
     return shard::rewrite(this->mask_, this->split_.q.map(this->rank()), keys_from(step));

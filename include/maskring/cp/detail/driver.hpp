@@ -15,16 +15,6 @@
 
 namespace maskring::cp::detail {
 
-/// global = map(local + first): a shard from position `first` on.
-template <shard::index_map Map>
-struct part_map {
-  Map map;
-  int first = 0;
-  constexpr int operator()(int local) const { return map(local + first); }
-  constexpr shard::image operator()(range local) const { return map(local + first); }
-  friend constexpr bool operator==(const part_map&, const part_map&) = default;
-};
-
 /// Memory of a communicator, kept between calls and replaced when more is asked for.
 template <comm::buffer_source Comm>
 class kept_buffer {
@@ -184,6 +174,7 @@ protected:
     return home;
   }
 
+  /// The sums of `home`, to which shares will be added.
   template <class Exec>
   share_sums sums_at(const Exec& exec, const gradients<float>& home, home_memory<Comm>& memory) {
     share_sums out{home.dk, home.dv, {}, {}};
