@@ -246,8 +246,10 @@ table = [
     ({"--grad-out": "q.npy", "--dq": "dq.npy"}, "--grad-out has shape [2, 4, 17, 3], expected [2, 4, 17, 2]"),
     ({"--out": "folder"}, "--out: 'folder' cannot be written"),
     ({"--out": "nowhere/out.npy"}, "--out: 'nowhere/out.npy' cannot be written"),
+    ({"--out": "x" * 300}, "cannot be written"),
     ({"--out": "/dev/null"}, "--out: '/dev/null' cannot be written"),
     ({"--lse": "result.npy"}, "--lse and --out are the same file"),
+    ({"--lse": "./folder/../result.npy"}, "--lse and --out are the same file"),
     ({"--speed": "9"}, "no option is called --speed"),
 ]
 before = sorted(os.listdir())
