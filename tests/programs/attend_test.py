@@ -230,7 +230,7 @@ table = [
     ({"--mask": "document"}, "expects the lengths of the documents, --doc-lengths"),
     ({"--doc-lengths": "short.npy", "--mask": "document"}, "the table covers 16 tokens, expected the sequence's 17"),
     ({"--doc-lengths": "negative.npy"}, "the length of document 1 is -1"),
-    ({"--doc-lengths": "floats.npy"}, "floats.npy is of type '<f4', expected '<i4' or '<i8'"),
+    ({"--doc-lengths": "floats.npy"}, "--doc-lengths: floats.npy is of type '<f4', expected '<i4' or '<i8'"),
     ({"--doc-lengths": "square.npy"}, "has shape [2, 2], expected one extent"),
     ({"--scale": "0"}, "--scale is '0', expected a positive number"),
     ({"--scale": "-1"}, "expected a positive number"),
