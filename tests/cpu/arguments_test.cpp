@@ -87,7 +87,8 @@ TEST_CASE("rows are left open only where their state has room") {
     CAPTURE(message);
     CHECK(message.find(named) != std::string::npos);
   };
-  const inputs floats{*c.q, *c.k, *c.v}, bfloats{*q, *k, *v};
+  const inputs floats{*c.q, *c.k, *c.v};
+  const inputs bfloats{*q, *k, *v};
   check(refusal(floats, results{*c.out, *c.lse}, {*sum, false, true}), "none");
   check(refusal(floats, results{*c.out, *c.lse}, {*small, false, true}), "open sum has sequence");
   check(refusal(floats, results{*c.out, *c.lse}, {*sum, true, false}), "open.before");
