@@ -124,7 +124,7 @@ struct simd {
   /// x to the nearest integer where floats still have fractions of 1/2; as it is elsewhere.
   static MASKRING_INLINE void round(reg& x) {
     const reg nearest = (x + to_integer) - to_integer;
-    x = (x < 0x1p22f) & (x > -0x1p22f) ? nearest : x;
+    x = ((x < 0x1p22f) & (x > -0x1p22f)) ? nearest : x;
   }
 
   /// x = 2^x for x ≤ 127, to about one unit in the last place; 0 below −126 and for −inf. The
