@@ -48,7 +48,8 @@ constexpr examples::option known[] = {
 void print_help() {
   std::printf(
       "usage: attend --q FILE --k FILE --v FILE --mask MASK --out FILE [OPTION]...\n\n"
-      "softmax(score(q·kᵀ·scale) where the mask keeps, else −∞)·v on NumPy arrays: .npy files of float32\n"
+      "softmax(score(q·kᵀ·scale) where the mask keeps, else −∞)·v on NumPy arrays: .npy files of "
+      "float32\n"
       "or float16, all of one type, which is also the type of the results. Sums are float32.\n\n"
       "%s\n"
       "A MASK is NAME[:ARG]..., or several joined by & (and) and | (or), with ! (not) before a "
@@ -65,13 +66,17 @@ void print_help() {
       examples::list_names(examples::layout_names).c_str());
 }
 
-npy_array read_tensor(const command_line& line, const char* name) {
+/// The array that an option names, of `rank` extents; what is wrong with it is said with the
+/// option.
+npy_array read_array(const command_line& line, const char* name,
+                     const std::vector<std::string>& dtypes, std::size_t rank,
+                     const char* extents) {
   const std::string path = line.required(name);
   try {
-    npy_array a = examples::read_npy(path, {"<f4", "<f2"});
-    if (a.shape.size() != 4) {
+    npy_array a = examples::read_npy(path, dtypes);
+    if (a.shape.size() != rank) {
       throw std::invalid_argument(path + " has shape " + examples::shape_text(a.shape) +
-                                  ", expected 4 extents [batch, heads, sequence, dim]");
+                                  ", expected " + extents);
     }
     return a;
   } catch (const std::invalid_argument& error) {
@@ -79,12 +84,12 @@ npy_array read_tensor(const command_line& line, const char* name) {
   }
 }
 
-std::vector<int> read_lengths(const std::string& path) {
-  const npy_array a = examples::read_npy(path, {"<i4", "<i8"});
-  if (a.shape.size() != 1) {
-    throw std::invalid_argument("--doc-lengths: " + path + " has shape " +
-                                examples::shape_text(a.shape) + ", expected one extent");
-  }
+npy_array read_tensor(const command_line& line, const char* name) {
+  return read_array(line, name, {"<f4", "<f2"}, 4, "4 extents [batch, heads, sequence, dim]");
+}
+
+std::vector<int> read_lengths(const command_line& line) {
+  const npy_array a = read_array(line, "doc-lengths", {"<i4", "<i8"}, 1, "one extent");
   std::vector<int> lengths;
   for (long long i = 0; i < a.shape[0]; ++i) {
     const long long length =
@@ -157,7 +162,7 @@ void run(const command_line& line) {
   work.k = read_tensor(line, "k");
   work.v = read_tensor(line, "v");
   if (work.backward) work.grad_out = read_tensor(line, "grad-out");
-  if (line.has("doc-lengths")) work.document_lengths = read_lengths(line.text("doc-lengths"));
+  if (line.has("doc-lengths")) work.document_lengths = read_lengths(line);
   check_shapes(work);
   attend::masks{work.document_lengths, work.mask_shape()}(work.mask);
   examples::score_library{work.mask_shape()}(work.score);

@@ -129,8 +129,7 @@ private:
 } // namespace detail
 
 /// Reads an array whose type is one of `dtypes`, e.g. {"<f4", "<f2"}.
-/// @throws std::invalid_argument naming the file if it is missing, no .npy file, truncated or
-/// longer
+/// @throws std::invalid_argument naming the file if it is missing, no .npy file, shorter or longer
 ///         than its header says, in Fortran order, big-endian or of another type.
 inline npy_array read_npy(const std::string& path, const std::vector<std::string>& dtypes) {
   std::ifstream file{path, std::ios::binary | std::ios::ate};

@@ -25,20 +25,22 @@ public:
   /// @throws std::invalid_argument naming the option if the file cannot be made, or is announced
   ///         twice.
   void announce(const std::string& option, const std::string& path) {
-    for (const file& f : files_) {
-      if (f.path == path) {
-        throw std::invalid_argument("--" + option + " and --" + f.option + " are the same file, " +
-                                    path);
-      }
-    }
-    file made{option, path, path + ".tmp-" + std::to_string(::getpid())};
-    const auto there = std::filesystem::status(path);
+    file made{option, path, path + ".tmp-" + std::to_string(::getpid()), {}};
+    std::error_code trouble;
+    const auto there = std::filesystem::status(path, trouble);
     const bool replaceable =
         !std::filesystem::exists(there) || std::filesystem::is_regular_file(there);
     if (path.empty() || !replaceable || !std::ofstream{made.temporary, std::ios::binary}) {
       throw std::invalid_argument("--" + option + ": '" + path + "' cannot be written");
     }
     std::remove(made.temporary.c_str());
+    made.where = std::filesystem::weakly_canonical(std::filesystem::absolute(path));
+    for (const file& f : files_) {
+      if (f.where == made.where) {
+        throw std::invalid_argument("--" + option + " and --" + f.option + " are the same file, " +
+                                    path);
+      }
+    }
     files_.push_back(made);
   }
 
@@ -68,6 +70,7 @@ public:
 private:
   struct file {
     std::string option, path, temporary;
+    std::filesystem::path where; // the same for every way to write the path
   };
   std::vector<file> files_;
 };

@@ -147,6 +147,29 @@ TEST_CASE("hybrid: meshes x layouts x masks, grouped heads, uneven shards") {
   }
 }
 
+// As for the other drivers, and with a fixed seed for the same reason.
+TEST_CASE("ulysses and hybrid: the bar, 2e-6 between split and local results at 1024 tokens") {
+  constexpr std::uint64_t seed = 2;
+  for (const char* name : {"causal", "sliding_window:200"}) {
+    for (int ranks : {1, 2, 3, 4, 7, 8}) {
+      const whole_inputs<> in{seed, {{1, ranks, ranks, 32, 32}, 1024, 1024}};
+      examples::mask_library library{{1, ranks, 1024, 1024}};
+      const auto mask = library(name);
+      const auto local = local_results<float, float>(in, mask);
+      for (const char* layout : layouts) {
+        CAPTURE(name);
+        CAPTURE(ranks);
+        CAPTURE(layout);
+        const auto got = run_ulysses(in, {any_layout{layout, 1024, ranks}}, mask);
+        CHECK(largest_error(got, local) < 2e-6);
+        if (ranks % 2 != 0) continue;
+        const any_layout outer{layout, 1024, ranks / 2};
+        CHECK(largest_error(run_hybrid(in, outer, outer, 2, mask), local) < 2e-6);
+      }
+    }
+  }
+}
+
 TEST_CASE("ulysses and hybrid: different lengths of queries and keys, more ranks than tokens") {
   const int lengths[][2] = {{40, 17}, {1, 30}, {3, 3}, {0, 20}, {20, 0}};
   std::uint64_t seed = 11;

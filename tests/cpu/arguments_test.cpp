@@ -71,6 +71,31 @@ TEST_CASE("host attention refuses what does not fit, and says what") {
   });
 }
 
+TEST_CASE("rows are left open only where their state has room") {
+  call c;
+  tensor<float, 3> sum{{2, 4, 8}}, small{{2, 4, 7}};
+  tensor<bfloat16, 4> q{{2, 4, 8, 16}}, k{{2, 2, 9, 16}}, v{{2, 2, 9, 8}}, out{{2, 4, 8, 8}};
+  const auto refusal = [&](const auto& in, const auto& to, const open_rows& open) -> std::string {
+    try {
+      forward(host{1}, in, to, mask::causal{}, c.map, score::none{}, options{}, open);
+    } catch (const std::invalid_argument& error) {
+      return error.what();
+    }
+    return "none";
+  };
+  const auto check = [](const std::string& message, const char* named) {
+    CAPTURE(message);
+    CHECK(message.find(named) != std::string::npos);
+  };
+  const inputs floats{*c.q, *c.k, *c.v};
+  const inputs bfloats{*q, *k, *v};
+  check(refusal(floats, results{*c.out, *c.lse}, {*sum, false, true}), "none");
+  check(refusal(floats, results{*c.out, *c.lse}, {*small, false, true}), "open sum has sequence");
+  check(refusal(floats, results{*c.out, *c.lse}, {*sum, true, false}), "open.before");
+  check(refusal(floats, results{*c.out}, {*sum, false, true}), "open.after");
+  check(refusal(bfloats, results{*out, *c.lse}, {*sum, false, true}), "open.after");
+}
+
 namespace {
 
 /// A functor that fails in the middle of the work.

@@ -2,6 +2,7 @@
 #include "attention_cases.hpp"
 
 #include <maskring/mask/basic.hpp>
+#include <maskring/shard/rewrite.hpp>
 
 #include <thread>
 
@@ -130,4 +131,45 @@ TEST_CASE("a NaN shows in the rows that see it, and in no other") {
     CHECK(std::isnan(out(0, 0, i, 0)) == (i == 70));
     CHECK(std::isnan(lse(0, 0, i)) == (i == 70));
   }
+}
+
+TEST_CASE("scores so large that floats have no fractions choose the largest") {
+  tensor<float, 4> q{{1, 1, 3, 2}}, k{{1, 1, 70, 2}}, v{{1, 1, 70, 1}}, out{{1, 1, 3, 1}};
+  for (int i = 0; i < 70; ++i) {
+    v(0, 0, i, 0) = static_cast<float>(i);
+    k(0, 0, i, 0) = 1e4f * static_cast<float>(i % 66);
+  }
+  for (int i = 0; i < 3; ++i) q(0, 0, i, 0) = i == 0 ? 1e3f : i == 1 ? -1e3f : 1e30f;
+  forward(host{}, inputs{*q, *k, *v}, results{*out}, mask::full{});
+  CHECK(out(0, 0, 0, 0) == 65);
+  CHECK(out(0, 0, 1, 0) == 33); // keys 0 and 66
+  CHECK(out(0, 0, 2, 0) == 65);
+}
+
+TEST_CASE("rows left open and carried on end with the bits of one call") {
+  std::mt19937_64 random{15};
+  constexpr index_t length = 200, half = 128;
+  const auto q = random_tensor<bfloat16, 4>(random, {1, 2, length, 16});
+  const auto k = random_tensor<bfloat16, 4>(random, {1, 2, length, 16});
+  const auto v = random_tensor<bfloat16, 4>(random, {1, 2, length, 24});
+  const auto sink = random_tensor<float, 1>(random, {2});
+  tensor<bfloat16, 4> out{{1, 2, length, 24}}, expected = out;
+  tensor<float, 4> state{{1, 2, length, 24}};
+  tensor<float, 3> lse{{1, 2, length}}, expected_lse = lse, sum = lse;
+  const mask::sliding_window mask{100};
+  const auto later = shard::rewrite(mask, shard::offset_map{0}, shard::offset_map{half});
+  forward(host{}, inputs{*q, *k, *v}.with_sink(*sink), results{*expected, *expected_lse}, mask);
+
+  const auto part = [&](const auto& x, index_t first, index_t count) {
+    return (*x).slice(2, first, count);
+  };
+  const block_map first = make_block_map(mask, {1, 2, length, half}, {});
+  const block_map second = make_block_map(later, {1, 2, length, length - half}, {});
+  forward(host{}, inputs{*q, part(k, 0, half), part(v, 0, half)}, results{*state, *lse}, mask,
+          first.view(), score::none{}, options{}, {*sum, false, true});
+  const auto rest = inputs{*q, part(k, half, length - half), part(v, half, length - half)};
+  forward(host{}, rest.continuing({*state, *lse}).with_sink(*sink), results{*out, *lse}, later,
+          second.view(), score::none{}, options{}, {*sum, true, false});
+  CHECK(max_error(out, expected) == 0);
+  CHECK(lse.storage() == expected_lse.storage());
 }

@@ -37,6 +37,19 @@ struct exp2_kernel {
   }
 };
 
+struct round_kernel {
+  float* x;
+  template <class Isa>
+  MASKRING_INLINE void operator()(Isa) const {
+    for (int i = 0; i < 16; i += Isa::lanes) {
+      typename Isa::reg y;
+      simd<Isa>::load(y, x + i);
+      simd<Isa>::round(y);
+      simd<Isa>::store(y, x + i);
+    }
+  }
+};
+
 template <class T>
 void check_conversion() {
   for_each_isa([](cpu::isa level) {
@@ -83,6 +96,21 @@ TEST_CASE("2^x is right to about one unit in the last place, and 0 where it unde
   });
 }
 
+TEST_CASE("rounding: to the nearest integer, and nothing else changes") {
+  for_each_isa([](cpu::isa level) {
+    constexpr float infinity = std::numeric_limits<float>::infinity();
+    const float before[16] = {0.4f,    0.6f,     -7.3f, -7.6f,     4194303.5f,
+                              4194305, -1.5e10f, 3e38f, -infinity, infinity};
+    const float after[16] = {0, 1, -7, -8, 4194304, 4194305, -1.5e10f, 3e38f, -infinity, infinity};
+    float x[16];
+    std::copy_n(before, 16, x);
+    x[15] = std::nanf("");
+    dispatch(level, round_kernel{x});
+    for (int i = 0; i < 15; ++i) CHECK(x[i] == after[i]);
+    CHECK(std::isnan(x[15]));
+  });
+}
+
 TEST_CASE("vectors of 16-bit numbers convert as single ones do") {
   check_conversion<float16>();
   check_conversion<bfloat16>();
@@ -102,12 +130,12 @@ TEST_CASE("products and transposes of every shape") {
       const auto b = random_tensor<float, 2>(random, {depth + 1, columns + 16});
       const auto start = random_tensor<float, 2>(random, {rows, columns + 16});
       auto c = start, d = start;
-      multiply<left::rows, false>(level,
-                                  {a.storage().data(), depth + 3, b.storage().data(), columns + 16,
-                                   c.storage().data(), columns + 16, rows, columns, depth});
-      multiply<left::columns, true>(level, {at.storage().data(), rows + 5, b.storage().data(),
-                                            columns + 16, d.storage().data(), columns + 16, rows,
-                                            columns, depth});
+      multiply<left::rows, into::fresh>(level, {a.storage().data(), depth + 3, b.storage().data(),
+                                                columns + 16, c.storage().data(), columns + 16,
+                                                rows, columns, depth});
+      multiply<left::columns, into::sum>(level, {at.storage().data(), rows + 5, b.storage().data(),
+                                                 columns + 16, d.storage().data(), columns + 16,
+                                                 rows, columns, depth});
       double worst = 0;
       for (int i = 0; i < rows; ++i) {
         for (int j = 0; j < columns + 16; ++j) {
@@ -135,5 +163,33 @@ TEST_CASE("products and transposes of every shape") {
       }
       CHECK(same);
     }
+  });
+}
+
+TEST_CASE("compensated sums of many products do not collect their roundings") {
+  std::mt19937_64 random{4};
+  for_each_isa([&](cpu::isa level) {
+    constexpr int rows = 7, depth = 3, columns = 48, terms = 1000;
+    tensor<float, 2> plain{{rows, columns}}, sum = plain, lost = plain;
+    tensor<double, 2> exact{{rows, columns}};
+    for (int n = 0; n < terms; ++n) {
+      const auto a = random_tensor<float, 2>(random, {rows, depth});
+      auto b = random_tensor<float, 2>(random, {depth, columns});
+      for (float& x : b.storage()) x = std::abs(x) + 0.1f;
+      multiply<left::rows, into::sum>(level,
+                                      {a.storage().data(), depth, b.storage().data(), columns,
+                                       plain.storage().data(), columns, rows, columns, depth});
+      multiply<left::rows, into::compensated>(level, {a.storage().data(), depth, b.storage().data(),
+                                                      columns, sum.storage().data(), columns, rows,
+                                                      columns, depth, lost.storage().data()});
+      for (int i = 0; i < rows; ++i) {
+        for (int j = 0; j < columns; ++j) {
+          for (int k = 0; k < depth; ++k) exact(i, j) += static_cast<double>(a(i, k)) * b(k, j);
+        }
+      }
+    }
+    // What is left are the roundings of the terms themselves, of size 1 to 10.
+    CHECK(max_error(sum, exact) < 1.5e-5);
+    CHECK(max_error(plain, exact) > 3e-5);
   });
 }

@@ -254,7 +254,7 @@ table = [
     ({"--mask": "document"}, "expects the lengths of the documents, --doc-lengths"),
     ({"--doc-lengths": "short.npy", "--mask": "document"}, "the table covers 16 tokens, expected the sequence's 17"),
     ({"--doc-lengths": "negative.npy"}, "the length of document 1 is -1"),
-    ({"--doc-lengths": "floats.npy"}, "floats.npy is of type '<f4', expected '<i4' or '<i8'"),
+    ({"--doc-lengths": "floats.npy"}, "--doc-lengths: floats.npy is of type '<f4', expected '<i4' or '<i8'"),
     ({"--doc-lengths": "square.npy"}, "has shape [2, 2], expected one extent"),
     ({"--scale": "0"}, "--scale is '0', expected a positive number"),
     ({"--scale": "-1"}, "expected a positive number"),
@@ -270,8 +270,10 @@ table = [
     ({"--grad-out": "q.npy", "--dq": "dq.npy"}, "--grad-out has shape [2, 4, 17, 3], expected [2, 4, 17, 2]"),
     ({"--out": "folder"}, "--out: 'folder' cannot be written"),
     ({"--out": "nowhere/out.npy"}, "--out: 'nowhere/out.npy' cannot be written"),
+    ({"--out": "x" * 300}, "cannot be written"),
     ({"--out": "/dev/null"}, "--out: '/dev/null' cannot be written"),
     ({"--lse": "result.npy"}, "--lse and --out are the same file"),
+    ({"--lse": "./folder/../result.npy"}, "--lse and --out are the same file"),
     ({"--speed": "9"}, "no option is called --speed"),
 ]
 before = sorted(os.listdir())

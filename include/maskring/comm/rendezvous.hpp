@@ -143,16 +143,18 @@ inline void join(const meeting_point& where, int rank, int size, std::span<std::
       if (!host || !receive_all(host, bytes_of(answer), soon(until)) || answer != greeting) continue;
       hello me{greeting, static_cast<std::uint32_t>(rank), static_cast<std::uint32_t>(size)};
       verdict_header verdict{};
-      if (!send_all(host, bytes_of(me), until) || !receive_all(host, bytes_of(verdict), until)) {
-        if (std::chrono::steady_clock::now() >= until) break;
+      // Rank 0, which may have begun later, is to say who is missing when its own time is up.
+      const deadline answered = std::chrono::steady_clock::now() + limit + patience;
+      if (!send_all(host, bytes_of(me), answered) ||
+          !receive_all(host, bytes_of(verdict), answered)) {
         throw rendezvous_failed{"rank 0 has gone away"};
       }
       if (verdict.error_bytes == 0) {
-        if (receive_all(host, data, until)) return;
+        if (receive_all(host, data, answered)) return;
         throw rendezvous_failed{"rank 0 has gone away"};
       }
       std::string error(std::min<std::uint64_t>(verdict.error_bytes, 4096), ' ');
-      receive_all(host, std::as_writable_bytes(std::span{error}), until);
+      receive_all(host, std::as_writable_bytes(std::span{error}), answered);
       throw rendezvous_failed{error};
     }
     std::this_thread::sleep_for(std::chrono::milliseconds{50});
@@ -165,6 +167,7 @@ inline void join(const meeting_point& where, int rank, int size, std::span<std::
 
 /// Copies `data` from rank 0 to all others, once all `size` have come, over TCP at a place that all
 /// know. Rank 0 listens on all networks of its machine, or on the loopback if `where` names that.
+/// The limit is how long rank 0 waits for the others, and they for rank 0 to be there.
 /// @throws rendezvous_failed on all ranks that have come if the others did not come within the limit
 ///         (naming some), or if two say that they are the same rank or sizes differ.
 inline void broadcast_from_root(const meeting_point& where, int rank, int size,

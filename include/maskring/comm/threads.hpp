@@ -2,134 +2,14 @@
 // Ranks that are threads of one process; messages are copied through bounded mailboxes.
 #pragma once
 
-#include <maskring/comm/detail/mailbox.hpp>
 #include <maskring/comm/concepts.hpp>
+#include <maskring/comm/thread_group.hpp>
 #include <maskring/core/errors.hpp>
 
-#include <deque>
-#include <exception>
-#include <limits>
 #include <new>
 #include <thread>
 
 namespace maskring::comm {
-
-/// Bytes and messages that were sent, per sender and receiver.
-struct traffic {
-  struct cell {
-    std::uint64_t bytes = 0, messages = 0;
-    friend bool operator==(cell, cell) = default;
-  };
-  int ranks = 0;
-  std::vector<cell> cells;  ///< [sender · ranks + receiver]
-
-  const cell& between(int from, int to) const {
-    return cells[static_cast<std::size_t>(from) * static_cast<std::size_t>(ranks) +
-                 static_cast<std::size_t>(to)];
-  }
-  std::uint64_t bytes() const {
-    std::uint64_t sum = 0;
-    for (const cell& c : cells) sum += c.bytes;
-    return sum;
-  }
-};
-
-/// What the ranks of one `threads` communicator share. Must outlive their handles.
-class thread_group {
-public:
-  /// @param mailbox_bytes of each pair of ranks; longer messages pass through in pieces.
-  /// @throws std::invalid_argument for no ranks or mailboxes without room.
-  explicit thread_group(int ranks, std::size_t mailbox_bytes = std::size_t{1} << 20)
-      : ranks_{ranks} {
-    maskring::detail::require(ranks > 0, "thread_group: ranks is ", ranks,
-                              ", expected 1 or more");
-    maskring::detail::require(mailbox_bytes > 0, "thread_group: mailbox_bytes is 0, expected more");
-    for (int i = 0; i < ranks; ++i) ranks_state_.emplace_back();
-    for (int i = 0; i < ranks * ranks; ++i) pairs_.emplace_back(mailbox_bytes);
-  }
-
-  int size() const { return ranks_; }
-
-  /// Says that a rank has ended by an error: from now on the calls of all others throw rank_failed.
-  /// Only the first failure counts.
-  void fail(int rank, std::exception_ptr error, const std::string& message) {
-    {
-      const std::lock_guard lock{failure_mutex_};
-      if (failed_rank_.load() >= 0) return;
-      failure_ = error;
-      failure_message_ = message;
-      failed_rank_.store(rank);
-    }
-    wake_all();
-  }
-
-  /// Says that a rank will send and receive no more: who waits for it gets an error.
-  void finish(int rank) {
-    at(rank).finished.store(true);
-    wake_all();
-  }
-
-  /// The first failure, or null.
-  std::exception_ptr failure() const {
-    const std::lock_guard lock{failure_mutex_};
-    return failure_;
-  }
-
-  traffic sent() const {
-    traffic out{ranks_, {}};
-    for (const pair& p : pairs_) out.cells.push_back({p.bytes.load(), p.messages.load()});
-    return out;
-  }
-
-  /// @throws mismatch if a message was sent that nobody received.
-  void require_all_received() const {
-    for (int from = 0; from < ranks_; ++from) {
-      for (int to = 0; to < ranks_; ++to) {
-        const std::size_t left = between(from, to).box.waiting();
-        if (left == 0) continue;
-        throw mismatch{"maskring: comm: rank " + std::to_string(to) + " ended without receiving " +
-                       std::to_string(left) + " bytes from rank " + std::to_string(from)};
-      }
-    }
-  }
-
-private:
-  friend class threads;
-
-  struct state {
-    detail::signal changed;
-    std::atomic<bool> finished{false};
-  };
-  struct pair {
-    explicit pair(std::size_t capacity) : box{capacity} {}
-    detail::mailbox box;
-    std::atomic<std::uint64_t> bytes{0}, messages{0};
-  };
-
-  state& at(int rank) { return ranks_state_[static_cast<std::size_t>(rank)]; }
-  pair& between(int from, int to) {
-    return pairs_[static_cast<std::size_t>(from * ranks_ + to)];
-  }
-  const pair& between(int from, int to) const {
-    return pairs_[static_cast<std::size_t>(from * ranks_ + to)];
-  }
-  void wake_all() {
-    for (state& s : ranks_state_) s.changed.raise();
-  }
-  void require_alive() const {
-    if (failed_rank_.load(std::memory_order_acquire) < 0) return;
-    const std::lock_guard lock{failure_mutex_};
-    throw rank_failed{failed_rank_.load(), failure_message_};
-  }
-
-  int ranks_;
-  std::deque<state> ranks_state_;
-  std::deque<pair> pairs_;
-  mutable std::mutex failure_mutex_;
-  std::atomic<int> failed_rank_{-1};
-  std::exception_ptr failure_;
-  std::string failure_message_;
-};
 
 /// The handle of one rank of a thread_group; for use by one thread. Models every concept of
 /// comm/concepts.hpp with host_queue.
@@ -150,12 +30,12 @@ public:
   public:
     buffer() = default;
     explicit buffer(std::size_t bytes)
-        : data_{::operator new(std::max<std::size_t>(bytes, 1), std::align_val_t{64})} {}
+        : data_{::operator new (std::max<std::size_t>(bytes, 1), std::align_val_t{64})} {}
     void* data() const { return data_.get(); }
 
   private:
     struct release {
-      void operator()(void* p) const { ::operator delete(p, std::align_val_t{64}); }
+      void operator()(void* p) const { ::operator delete (p, std::align_val_t{64}); }
     };
     std::unique_ptr<void, release> data_;
   };
@@ -165,7 +45,8 @@ public:
   class pending {
   public:
     void wait(host_queue) {
-      while (!threads{*group_, rank_}.advance(messages_, true)) {}
+      while (!threads{*group_, rank_}.advance(messages_, true)) {
+      }
     }
 
   private:
@@ -197,7 +78,8 @@ public:
   }
 
   void all_gather(host_queue queue, const void* mine, void* all, std::size_t bytes) {
-    exchange(queue, [&](int) { return static_cast<const std::byte*>(mine); }, all, bytes);
+    exchange(
+        queue, [&](int) { return static_cast<const std::byte*>(mine); }, all, bytes);
   }
 
   void all_to_all(host_queue queue, const void* from, void* to, std::size_t bytes) {
@@ -232,8 +114,8 @@ private:
     for (int peer = 0; peer < size(); ++peer) {
       const auto n = static_cast<index_t>(bytes);
       group.push_back(send(peer, part(peer), n));
-      group.push_back(receive(
-          peer, static_cast<std::byte*>(to) + static_cast<std::size_t>(peer) * bytes, n));
+      group.push_back(
+          receive(peer, static_cast<std::byte*>(to) + static_cast<std::size_t>(peer) * bytes, n));
     }
     start(queue, group).wait(queue);
   }
@@ -248,7 +130,8 @@ private:
       for (std::size_t i = 0; i < messages.size(); ++i) {
         message& m = messages[i];
         if (m.complete() || behind_another(messages, i)) continue;
-        // Before looking into the mailbox, so that what a finished peer has left there is not missed.
+        // Before looking into the mailbox, so that what a finished peer has left there is not
+        // missed.
         const bool peer_finished = group_->at(m.what.peer).finished.load();
         const bool progress = m.what.direction == transfer::way::send ? push(m) : pull(m);
         moved = moved || progress;
@@ -276,8 +159,8 @@ private:
     thread_group::pair& pair = group_->between(rank_, m.what.peer);
     m.length = m.what.bytes;
     const std::size_t before = m.header_done + m.done;
-    m.header_done += pair.box.put(bytes_of(&m.length) + m.header_done,
-                                  header_bytes - m.header_done);
+    m.header_done +=
+        pair.box.put(bytes_of(&m.length) + m.header_done, header_bytes - m.header_done);
     if (m.header_done == header_bytes) {
       m.done += pair.box.put(bytes_of(m.what.data) + m.done, m.what.bytes - m.done);
     }
@@ -291,8 +174,8 @@ private:
   bool pull(message& m) {
     thread_group::pair& pair = group_->between(m.what.peer, rank_);
     const std::size_t before = m.header_done + m.done;
-    m.header_done += pair.box.take(bytes_of(&m.length) + m.header_done,
-                                   header_bytes - m.header_done);
+    m.header_done +=
+        pair.box.take(bytes_of(&m.length) + m.header_done, header_bytes - m.header_done);
     if (m.header_done == header_bytes) {
       if (m.length != m.what.bytes) {
         throw mismatch{"maskring: comm: rank " + std::to_string(rank_) + " expects " +
@@ -346,7 +229,7 @@ traffic run_ranks(int ranks, Work&& work, std::size_t mailbox_bytes = std::size_
   running.reserve(static_cast<std::size_t>(ranks));
   try {
     for (int rank = 0; rank < ranks; ++rank) running.emplace_back(body, rank);
-  } catch (const std::exception& error) {  // no more threads to be had
+  } catch (const std::exception& error) { // no more threads to be had
     group.fail(static_cast<int>(running.size()), std::current_exception(), error.what());
   }
   for (std::thread& t : running) t.join();
@@ -355,4 +238,4 @@ traffic run_ranks(int ranks, Work&& work, std::size_t mailbox_bytes = std::size_
   return group.sent();
 }
 
-}  // namespace maskring::comm
+} // namespace maskring::comm

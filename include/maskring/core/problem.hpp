@@ -23,6 +23,15 @@ struct carried {
   view<const float, 3> lse; ///< [batch, q_heads, q_len], natural log
 };
 
+/// For a host call that is one of several over the same rows: the state between them as the kernels
+/// hold it, so that nothing is rounded on the way. Output and lse of an open state are
+/// Σ 2^(score − maximum)·v and the maximum, scores in base 2.
+struct open_rows {
+  view<float, 3> sum{}; ///< [batch, q_heads, q_len], Σ 2^(score − maximum)
+  bool before = false;  ///< whether the carried state is open
+  bool after = false;   ///< whether the results, floats with an lse, are left open
+};
+
 /// Queries [batch, q_heads, q_len, qk_dim], keys [batch, kv_heads, kv_len, qk_dim] and values
 /// [batch, kv_heads, kv_len, v_dim]. Query head h reads key head h / (q_heads / kv_heads).
 template <class T>
@@ -229,6 +238,16 @@ problem check_forward(const inputs<T>& in, const results<O>& out, const options&
     require_rows("forward", "previous lse", in.previous.lse, p);
   }
   return p;
+}
+
+template <class T, class O>
+void check_open(const open_rows& open, const inputs<T>& in, const results<O>& out,
+                const problem& p) {
+  if (!open.before && !open.after) return;
+  require_rows("forward", "open sum", open.sum, p);
+  require(!open.before || in.previous.out, "forward: open.before is set, expected a carried state");
+  require(!open.after || (std::is_same_v<O, float> && out.lse),
+          "forward: open.after is set, expected results of type float with an lse");
 }
 
 template <class T, class O, class D, class G>

@@ -234,14 +234,13 @@ private:
       add_own(exec, all.dk, home.dk);
       add_own(exec, all.dv, home.dv);
     });
+    const detail::share_sums sums = this->sums_at(exec, home, home_);
     index_t before = 0;
     for (int step = 1; step < ranks; ++step) {
       const interval part = this->plan_.needed((self + step) % ranks, self);
       if (part.empty()) continue;
-      backend<Exec>::add(exec, packed_at(dk, before, part.size(), home.dk.extent(3)),
-                         home.dk.slice(2, part.lo, part.size()));
-      backend<Exec>::add(exec, packed_at(dv, before, part.size(), home.dv.extent(3)),
-                         home.dv.slice(2, part.lo, part.size()));
+      this->add_share(exec, packed_at(dk, before, part.size(), home.dk.extent(3)),
+                      packed_at(dv, before, part.size(), home.dv.extent(3)), sums, part.lo);
       before += part.size();
     }
   }

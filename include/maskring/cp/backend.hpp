@@ -22,6 +22,8 @@ struct kept_map {
 /// - `copy(exec, from, to)`: between views of one shape and any strides, of one element type or from
 ///   float to another (rounding once)
 /// - `add(exec, from, to)`: to += from, floats
+/// - optionally `add(exec, from, to, lost)`: the same, with what `to` loses by rounding kept in `lost`,
+///   which begins at zero
 /// - `zero(exec, tensor)`
 /// - `make_map(exec, mask, map_shape, tile)`: a kept_map
 /// - optionally `forward_tile<Mask>(exec, inputs, results)`: the tile of forward calls where the
@@ -30,6 +32,7 @@ struct kept_map {
 /// - `forward(exec, inputs, results, mask, block_map_view, score, options)` and
 ///   `backward(exec, saved, upstream, gradients, mask, block_map_view, score, options)`: attention.
 ///   Forward may find `results` in the memory of `inputs::previous`.
+/// - optionally `keeps_rows_open = true`: forward takes an open_rows after the options
 ///
 /// All work goes in the queue's order; nothing waits for the device.
 template <class Exec>
@@ -50,6 +53,15 @@ concept attention_backend =
       backend<Exec>::forward(exec, in, out, mask::full{}, map, score::none{}, opt);
       backend<Exec>::backward(exec, kept, up, grad, mask::full{}, map, score::none{}, opt);
     };
+
+template <class Exec>
+concept compensating_backend =
+    requires(const Exec& exec, view<const float, 4> from, view<float, 4> to) {
+      backend<Exec>::add(exec, from, to, to);
+    };
+
+template <class Exec>
+concept open_backend = requires { requires backend<Exec>::keeps_rows_open; };
 
 template <attention_backend Exec>
 using queue_of = decltype(backend<Exec>::queue(std::declval<const Exec&>()));

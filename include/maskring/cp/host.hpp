@@ -32,6 +32,18 @@ struct backend<host> {
     });
   }
 
+  /// Method: W. Kahan, "Further remarks on reducing truncation errors", 1965.
+  static void add(const host&, const view<const float, 4>& from, const view<float, 4>& to,
+                  const view<float, 4>& lost) {
+    for_each_row(to, [&](index_t b, index_t h, index_t i) {
+      for (index_t d = 0; d < to.extent(3); ++d) {
+        const float before = to(b, h, i, d), term = from(b, h, i, d) - lost(b, h, i, d);
+        to(b, h, i, d) = before + term;
+        lost(b, h, i, d) = to(b, h, i, d) - before - term;
+      }
+    });
+  }
+
   template <class T>
   static void zero(const host&, const view<T, 4>& tensor) {
     for_each_row(tensor, [&](index_t b, index_t h, index_t i) {
@@ -46,6 +58,7 @@ struct backend<host> {
     return {map->view(), map};
   }
 
+  static constexpr bool keeps_rows_open = true;
   template <class... Arguments>
   static void forward(const host& executor, const Arguments&... arguments) {
     maskring::forward(executor, arguments...);

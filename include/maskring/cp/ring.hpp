@@ -3,6 +3,7 @@
 #pragma once
 
 #include <maskring/cp/detail/rotation.hpp>
+#include <maskring/shard/subdivided.hpp>
 
 namespace maskring::cp {
 
@@ -71,11 +72,14 @@ public:
     } else if (last > first_step()) {
       state = state_.template tensor<float>(*this->comm_, batch, heads, rows, this->sizes_.v_dim);
     }
+    const auto numbers = [&](detail::kept_buffer<Comm>& memory) {
+      return view<float, 3>{memory.template at_least<float>(*this->comm_, batch * heads * rows),
+                            {batch, heads, rows}};
+    };
     view<float, 3> state_lse = out.lse;
-    if (!state_lse && last > first_step()) {
-      state_lse = {state_lse_.template at_least<float>(*this->comm_, batch * heads * rows),
-                   {batch, heads, rows}};
-    }
+    if (!state_lse && last > first_step()) state_lse = numbers(state_lse_);
+    view<float, 3> state_sum;
+    if (open_backend<Exec> && last > first_step()) state_sum = numbers(state_sum_);
 
     rotation<Exec, T> moving{*this->comm_, exec, this->plan_, keys_, values_, in.k, in.v};
     for (int step = 0; step < this->ranks(); ++step) {
@@ -86,15 +90,16 @@ public:
         const interval part = this->needed_at(step);
         inputs<T> now{in.q, moving.keys(part), moving.values(part)};
         if (step == first_step()) {
-          now.sink = in.sink;
           now.previous = in.previous;
         } else {
           now.previous = {state, state_lse};
         }
+        const open_rows open{state_sum, step != first_step(), step != last};
         if (step == last) {
-          attend(exec, now, results<O>{out.out, state_lse}, step);
+          now.sink = in.sink;
+          attend(exec, now, results<O>{out.out, state_lse}, step, open);
         } else {
-          attend(exec, now, results<float>{state, state_lse}, step);
+          attend(exec, now, results<float>{state, state_lse}, step, open);
         }
       });
       if (step + 1 < this->ranks()) moving.advance(step);
@@ -114,6 +119,7 @@ public:
     const int ranks = this->ranks(), rank = this->rank();
 
     const gradients<float> home = this->home_gradients(exec, grad, home_);
+    const detail::share_sums sums = this->sums_at(exec, home, home_);
     rotation<Exec, T> moving{*this->comm_, exec, this->plan_, keys_, values_, in.k, in.v};
     for (int step = 0; step <= ranks; ++step) {
       this->group_.clear();
@@ -155,12 +161,7 @@ public:
         }
         attend_backward(exec, now, up, to, step);
       });
-      if (!returning.empty()) {
-        machine::add(exec, view<const float, 4>{dk_back},
-                     home.dk.slice(2, returning.lo, returning.size()));
-        machine::add(exec, view<const float, 4>{dv_back},
-                     home.dv.slice(2, returning.lo, returning.size()));
-      }
+      if (!returning.empty()) this->add_share(exec, dk_back, dv_back, sums, returning.lo);
       if (step + 1 < ranks) moving.advance(step);
     }
     this->round_gradients(exec, home, grad);
@@ -194,8 +195,9 @@ private:
   }
 
   auto keys_from(int step) const {
-    return detail::part_map<key_map>{this->split_.kv.map(this->plan_.shard_at(this->rank(), step)),
-                                     static_cast<int>(this->needed_at(step).lo)};
+    return shard::from_position<key_map>{
+        this->split_.kv.map(this->plan_.shard_at(this->rank(), step)),
+        static_cast<int>(this->needed_at(step).lo)};
   }
   auto mask_at(int step) const {
     return shard::rewrite(this->mask_, this->split_.q.map(this->rank()), keys_from(step));
@@ -208,11 +210,16 @@ private:
   map_shape lengths_at(int step) const { return this->map_of(this->needed_at(step).size()); }
 
   template <class Exec, class T, class O>
-  void attend(const Exec& exec, const inputs<T>& in, const results<O>& out, int step) {
+  void attend(const Exec& exec, const inputs<T>& in, const results<O>& out, int step,
+              const open_rows& open) {
     const auto mask = mask_at(step);
     const block_map_view& map =
         maps_at(step).forward(exec, in, out, mask, lengths_at(step), this->options_.tile);
-    backend<Exec>::forward(exec, in, out, mask, map, score_at(step), this->options_);
+    if constexpr (open_backend<Exec>) {
+      backend<Exec>::forward(exec, in, out, mask, map, score_at(step), this->options_, open);
+    } else {
+      backend<Exec>::forward(exec, in, out, mask, map, score_at(step), this->options_);
+    }
   }
 
   template <class Exec, class T, class O, class D>
@@ -237,7 +244,7 @@ private:
 
   std::vector<detail::kept_maps> maps_;  // by step
   detail::rotation_memory<Comm> keys_, values_;
-  detail::kept_buffer<Comm> state_, state_lse_;
+  detail::kept_buffer<Comm> state_, state_lse_, state_sum_;
   detail::home_memory<Comm> home_;
   key_gradients computed_[2], returned_;
 };

@@ -72,8 +72,8 @@ private:
     workspace(const problem& p, index_t span)
         : keys{span * detail::padded(p.qk_dim)},
           values{span * detail::padded(p.v_dim)},
-          dk{span * detail::padded(p.qk_dim)},
-          dv{span * detail::padded(p.v_dim)},
+          dk{span, p.qk_dim},
+          dv{span, p.v_dim},
           queries{detail::query_block * detail::padded(p.qk_dim)},
           douts{detail::query_block * detail::padded(p.v_dim)},
           queries_t{detail::query_block * p.qk_dim},
@@ -82,7 +82,9 @@ private:
           slopes{detail::query_block * detail::key_block},
           derivatives{detail::query_block * detail::key_block},
           given{learnable_score<Score> ? detail::query_block * detail::key_block : 0} {}
-    detail::scratch keys, values, dk, dv, queries, douts, queries_t, douts_t;
+    detail::scratch keys, values;
+    detail::key_gradient dk, dv;
+    detail::scratch queries, douts, queries_t, douts_t;
     detail::scratch scores, slopes, derivatives, given;
   };
 
@@ -109,8 +111,8 @@ private:
     s.keys = std::min(problem_.kv_len, index_t{s.end_tile} * map_.tile.kv) - s.key;
     s.k = detail::vector_rows(level_, in_.k, b, kv_head, s.key, s.keys, work.keys.data());
     s.v = detail::broadcast_rows(level_, in_.v, b, kv_head, s.key, s.keys, work.values.data());
-    std::fill_n(work.dk.data(), s.keys * detail::padded(problem_.qk_dim), 0.0f);
-    std::fill_n(work.dv.data(), s.keys * detail::padded(problem_.v_dim), 0.0f);
+    work.dk.clear(s.keys);
+    work.dv.clear(s.keys);
     for (index_t h = kv_head * problem_.group(); h < (kv_head + 1) * problem_.group(); ++h) {
       const auto [first, end] = detail::query_tiles(map_, b, h, s.first_tile, s.end_tile);
       // Downwards: the next span of a window then begins where this one has nothing to add.
@@ -121,8 +123,8 @@ private:
         turns_.pass_on(b, h, i, index);
       }
     }
-    detail::store_rows(grad_.dk, b, kv_head, s.key, s.keys, work.dk.data(), accumulate_);
-    detail::store_rows(grad_.dv, b, kv_head, s.key, s.keys, work.dv.data(), accumulate_);
+    detail::store_rows(grad_.dk, b, kv_head, s.key, s.keys, work.dk.sum(), accumulate_);
+    detail::store_rows(grad_.dv, b, kv_head, s.key, s.keys, work.dv.sum(), accumulate_);
   }
 
   void query_tile(workspace& work, const span& s, index_t h, int tile) {
@@ -156,10 +158,12 @@ private:
             float* scores = work.scores.data();
             float* slopes = work.slopes.data();
             float* derivatives = modifies_scores<Score> ? work.derivatives.data() : nullptr;
-            multiply<left::rows, false>(level_, {k, s.k.stride, work.queries_t.data(), query_block,
-                                                 scores, query_block, keys, lanes, qk_dim});
-            multiply<left::rows, false>(level_, {v, s.v.stride, work.douts_t.data(), query_block,
-                                                 slopes, query_block, keys, lanes, v_dim});
+            multiply<left::rows, into::fresh>(level_,
+                                              {k, s.k.stride, work.queries_t.data(), query_block,
+                                               scores, query_block, keys, lanes, qk_dim});
+            multiply<left::rows, into::fresh>(level_,
+                                              {v, s.v.stride, work.douts_t.data(), query_block,
+                                               slopes, query_block, keys, lanes, v_dim});
             if constexpr (learnable_score<Score>) {
               std::copy_n(scores, keys * query_block, work.given.data());
             }
@@ -167,19 +171,14 @@ private:
             if constexpr (learnable_score<Score>) {
               add_score_gradients(score_, {work.given.data(), scores, slopes, lse, delta}, at);
             }
+            float largest;
             dispatch(level_, softmax_gradient_kernel{scores, slopes, derivatives, lse, delta,
-                                                     problem_.scale, keys, lanes});
-            const int qk_width = static_cast<int>(padded(qk_dim)),
-                      v_width = static_cast<int>(padded(v_dim));
-            float* dv = work.dv.data() + (kv - s.key) * v_width;
-            float* dk = work.dk.data() + (kv - s.key) * qk_width;
-            multiply<left::rows, true>(level_, {scores, query_block, douts.data, douts.stride, dv,
-                                                v_width, keys, v_width, count});
-            multiply<left::rows, true>(level_, {slopes, query_block, rows.data, rows.stride, dk,
-                                                qk_width, keys, qk_width, count});
-            multiply<left::columns, true>(level_,
-                                          {slopes, query_block, k, s.k.stride, dq_.row(s.b, h, q),
-                                           dq_.stride(), count, qk_width, keys});
+                                                     problem_.scale, keys, lanes, largest});
+            work.dv.add(level_, scores, douts, kv - s.key, keys, count, largest);
+            work.dk.add(level_, slopes, rows, kv - s.key, keys, count, largest);
+            multiply<left::columns, into::sum>(level_, {slopes, query_block, k, s.k.stride,
+                                                        dq_.row(s.b, h, q), dq_.stride(), count,
+                                                        static_cast<int>(padded(qk_dim)), keys});
           });
     }
   }

@@ -22,8 +22,15 @@ template <class T, class O, class Mask, class Score>
 class forward_pass {
 public:
   forward_pass(const problem& p, const inputs<T>& in, const results<O>& out, const Mask& mask,
-               const block_map_view& map, const Score& score, isa level)
-      : problem_{p}, in_{in}, out_{out}, mask_{mask}, map_{map}, score_{score}, level_{level} {}
+               const block_map_view& map, const Score& score, isa level, const open_rows& open)
+      : problem_{p},
+        in_{in},
+        out_{out},
+        mask_{mask},
+        map_{map},
+        score_{score},
+        level_{level},
+        open_{open} {}
 
   void run(int threads) {
     const index_t q_tiles = map_.q_tiles();
@@ -106,14 +113,14 @@ private:
         if (kept == verdict::none) continue;
         const int lanes = padded_lanes(block.count);
         float* scores = work.scores.data();
-        multiply<left::rows, false>(level_,
-                                    {k.data, k.stride, block.queries.data(), query_block, scores,
-                                     query_block, keys, lanes, static_cast<int>(problem_.qk_dim)});
+        multiply<left::rows, into::fresh>(level_, {k.data, k.stride, block.queries.data(),
+                                                   query_block, scores, query_block, keys, lanes,
+                                                   static_cast<int>(problem_.qk_dim)});
         finish_scores(level_, scores, nullptr, mask_, kept == verdict::some, score_, at);
         dispatch(level_, softmax_kernel{scores, keys, lanes, block.state});
-        multiply<left::columns, true>(level_,
-                                      {v.data, v.stride, scores, query_block, block.state.out,
-                                       query_block, static_cast<int>(problem_.v_dim), lanes, keys});
+        multiply<left::columns, into::sum>(level_, {v.data, v.stride, scores, query_block,
+                                                    block.state.out, query_block,
+                                                    static_cast<int>(problem_.v_dim), lanes, keys});
       }
     });
   }
@@ -138,6 +145,13 @@ private:
     }
     const float_rows out = broadcast_rows(level_, previous.out, b, h, q, count, work.rows.data());
     dispatch(level_, transpose_kernel{out, count, problem_.v_dim, 1.0f, state.out});
+    if (open_.before) {
+      for (int l = 0; l < count; ++l) {
+        state.maximum[l] = previous.lse(b, h, q + l);
+        state.sum[l] = open_.sum(b, h, q + l);
+      }
+      return;
+    }
     float weight[query_block] = {};
     for (int l = 0; l < count; ++l) {
       const float lse = previous.lse(b, h, q + l);
@@ -161,13 +175,21 @@ private:
     const running_rows& state = block.state;
     for (int l = 0; l < block.count; ++l) {
       const index_t q = block.first + l;
+      O* out = &out_.out(b, h, q, 0);
+      if (open_.after) {
+        for (index_t d = 0; d < problem_.v_dim; ++d) {
+          out[d] = static_cast<O>(state.out[d * query_block + l]);
+        }
+        out_.lse(b, h, q) = state.maximum[l];
+        open_.sum(b, h, q) = state.sum[l];
+        continue;
+      }
       // In double precision: once a row, and a rounding of lse is one of all weights in backward.
       const softmax_state<double> seen{static_cast<double>(state.maximum[l]) / log2_e_double,
                                        static_cast<double>(state.sum[l])};
       const auto whole =
           in_.sink ? merge(seen, softmax_state<double>::from_lse(static_cast<double>(in_.sink(h))))
                    : seen;
-      O* out = &out_.out(b, h, q, 0);
       if (seen.empty()) {
         std::fill_n(out, problem_.v_dim, O(0.0f));
       } else {
@@ -188,6 +210,7 @@ private:
   block_map_view map_;
   Score score_;
   isa level_;
+  open_rows open_;
 };
 
 } // namespace maskring::cpu

@@ -36,15 +36,18 @@ inline void check_host(const char* call, const host& executor) {
 ///
 ///   out = softmax(score(scale·q·kᵀ) where mask, else −inf)·v,   lse = log Σ exp(score)
 ///
-/// Continues from `in.previous` where given; its tensors may be those of `out`.
+/// Continues from `in.previous` where given; its tensors may be those of `out`. `open` says how
+/// rows stand between the calls of a series.
 /// @throws std::invalid_argument naming the argument that does not fit the others.
 template <element T, class O, mask_mod Mask, score_mod Score = score::none>
 void forward(const host& executor, const inputs<T>& in, const results<O>& out, const Mask& mask,
-             const block_map_view& map, const Score& score = {}, const options& opt = {}) {
+             const block_map_view& map, const Score& score = {}, const options& opt = {},
+             const open_rows& open = {}) {
   const problem p = detail::check_forward(in, out, opt);
+  detail::check_open(open, in, out, p);
   detail::check_host("forward", executor);
   cpu::detail::check_map("forward", map, p);
-  cpu::forward_pass<T, O, Mask, Score>{p, in, out, mask, map, score, executor.level}.run(
+  cpu::forward_pass<T, O, Mask, Score>{p, in, out, mask, map, score, executor.level, open}.run(
       executor.threads);
 }
 

@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
+#include <cstring>
 #include <memory>
 #include <span>
 #include <string>
@@ -131,18 +132,30 @@ inline socket_handle listen_at(const std::string& host, int port) {
   return {};
 }
 
+/// Whether a connection leads back to its own socket: one to a port that nobody listens at does, where
+/// the system happens to give it that port for its own end.
+inline bool leads_to_itself(const socket_handle& s) {
+  sockaddr_storage here{}, there{};
+  socklen_t here_size = sizeof(here), there_size = sizeof(there);
+  return ::getsockname(s.get(), reinterpret_cast<sockaddr*>(&here), &here_size) == 0 &&
+         ::getpeername(s.get(), reinterpret_cast<sockaddr*>(&there), &there_size) == 0 &&
+         here_size == there_size && std::memcmp(&here, &there, here_size) == 0;
+}
+
 /// Empty if nobody answers at any of the host's addresses before the deadline.
 inline socket_handle connect_to(const std::string& host, int port, deadline until) {
   const address_list there{host, port};
   for (const addrinfo* a = there.first.get(); a; a = a->ai_next) {
     socket_handle s{::socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
     if (!s) continue;
-    if (::connect(s.get(), a->ai_addr, a->ai_addrlen) == 0) return s;
-    if (errno != EINPROGRESS || !wait_for(s, POLLOUT, until)) continue;
-    int status = 0;
-    socklen_t size = sizeof(status);
-    ::getsockopt(s.get(), SOL_SOCKET, SO_ERROR, &status, &size);
-    if (status == 0) return s;
+    if (::connect(s.get(), a->ai_addr, a->ai_addrlen) != 0) {
+      if (errno != EINPROGRESS || !wait_for(s, POLLOUT, until)) continue;
+      int status = 0;
+      socklen_t size = sizeof(status);
+      ::getsockopt(s.get(), SOL_SOCKET, SO_ERROR, &status, &size);
+      if (status != 0) continue;
+    }
+    if (!leads_to_itself(s)) return s;
   }
   return {};
 }

@@ -15,16 +15,6 @@
 
 namespace maskring::cp::detail {
 
-/// global = map(local + first): a shard from position `first` on.
-template <shard::index_map Map>
-struct part_map {
-  Map map;
-  int first = 0;
-  constexpr int operator()(int local) const { return map(local + first); }
-  constexpr shard::image operator()(range local) const { return map(local + first); }
-  friend constexpr bool operator==(const part_map&, const part_map&) = default;
-};
-
 /// Memory of a communicator, kept between calls and replaced when more is asked for.
 template <comm::buffer_source Comm>
 class kept_buffer {
@@ -66,10 +56,17 @@ inline view<float, 4> as_row(const view<float, 1>& tensor) {
   return {tensor.data, {1, 1, 1, tensor.extent(0)}, {0, 0, 0, tensor.stride(0)}};
 }
 
-/// fp32 sums of gradients that are handed out in a shorter type.
+/// Memory of a rank's own gradients: fp32 sums where they are handed out in a shorter type, and what
+/// the sums of the ranks' shares lose by rounding.
 template <class Comm>
 struct home_memory {
-  kept_buffer<Comm> dq, dk, dv;
+  kept_buffer<Comm> dq, dk, dv, dk_lost, dv_lost;
+};
+
+/// Sums of the ranks' shares of dk and dv: the gradients, and what they lose by rounding where the
+/// backend keeps that.
+struct share_sums {
+  view<float, 4> dk, dv, dk_lost, dv_lost;
 };
 
 template <class Comm, class QLayout, class KvLayout, class Mask, class Score>
@@ -175,6 +172,37 @@ protected:
       if (home.dsink) backend<Exec>::zero(exec, as_row(home.dsink));
     }
     return home;
+  }
+
+  /// The sums of `home`, to which shares will be added.
+  template <class Exec>
+  share_sums sums_at(const Exec& exec, const gradients<float>& home, home_memory<Comm>& memory) {
+    share_sums out{home.dk, home.dv, {}, {}};
+    if constexpr (compensating_backend<Exec>) {
+      const auto cleared = [&](kept_buffer<Comm>& kept, const view<float, 4>& like) {
+        const view<float, 4> tensor = kept.template tensor<float>(
+            *comm_, like.extent(0), like.extent(1), like.extent(2), like.extent(3));
+        backend<Exec>::zero(exec, tensor);
+        return tensor;
+      };
+      out.dk_lost = cleared(memory.dk_lost, home.dk);
+      out.dv_lost = cleared(memory.dv_lost, home.dv);
+    }
+    return out;
+  }
+
+  /// Adds shares of dk and dv for keys [first, …) of this rank, floats.
+  template <class Exec>
+  static void add_share(const Exec& exec, const view<const float, 4>& dk,
+                        const view<const float, 4>& dv, const share_sums& sums, index_t first) {
+    const auto at = [&](const view<float, 4>& sum) { return sum.slice(2, first, dk.extent(2)); };
+    if constexpr (compensating_backend<Exec>) {
+      backend<Exec>::add(exec, dk, at(sums.dk), at(sums.dk_lost));
+      backend<Exec>::add(exec, dv, at(sums.dv), at(sums.dv_lost));
+    } else {
+      backend<Exec>::add(exec, dk, at(sums.dk));
+      backend<Exec>::add(exec, dv, at(sums.dv));
+    }
   }
 
   template <class Exec, class G>

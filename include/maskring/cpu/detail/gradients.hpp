@@ -3,6 +3,7 @@
 #pragma once
 
 #include <maskring/core/problem.hpp>
+#include <maskring/cpu/detail/matmul.hpp>
 #include <maskring/cpu/detail/parallel.hpp>
 #include <maskring/cpu/detail/softmax.hpp>
 
@@ -117,6 +118,38 @@ private:
   upstream<D> up_;
   problem problem_;
   scratch delta_;
+};
+
+/// Where dk or dv of a span of keys is summed, over all queries and heads of a group: with what the
+/// sums lose by rounding, so that they do not depend on how queries are shared out among ranks.
+class key_gradient {
+public:
+  key_gradient(index_t keys, index_t dim)
+      : width_{padded(dim)}, sum_{keys * width_}, lost_{keys * width_} {}
+
+  void clear(index_t keys) const {
+    std::fill_n(sum_.data(), keys * width_, 0.0f);
+    std::fill_n(lost_.data(), keys * width_, 0.0f);
+  }
+
+  /// Adds Σ weights[key][l]·rows[l] over the `queries` lanes of a transposed block of `keys`, of
+  /// which the first is the span's `first`. They are summed at once, but a few at a time where the
+  /// `largest` weight of the block would make the sum large, as in rows that see few keys.
+  void add(isa level, const float* weights, const float_rows& rows, index_t first, int keys,
+           int queries, float largest) const {
+    const int step = largest > 0.25f ? 8 : query_block, width = static_cast<int>(width_);
+    for (int l = 0; l < queries; l += step) {
+      multiply<left::rows, into::compensated>(
+          level, {weights + l, query_block, rows.row(l), rows.stride, sum_.data() + first * width_,
+                  width_, keys, width, std::min(step, queries - l), lost_.data() + first * width_});
+    }
+  }
+
+  const float* sum() const { return sum_.data(); }
+
+private:
+  index_t width_;
+  scratch sum_, lost_;
 };
 
 /// Where dq is summed: the caller's tensor where it has floats in whole registers, else a copy.

@@ -13,8 +13,15 @@ enum class left {
   columns ///< a[k·a_stride + row]: the sum runs down its columns, so it is used transposed
 };
 
-/// c[row][·] = Σ_k a(row, k)·b[k][·], or += where `add` is set; row-major b and c with strides. The
-/// entries of a are broadcast, those of b and c are vectors, so nothing needs repacking.
+/// Where a product goes.
+enum class into {
+  fresh,      ///< c = a·b
+  sum,        ///< c += a·b
+  compensated ///< the same, with what c loses by rounding kept in `lost` (W. Kahan, 1965)
+};
+
+/// c[row][·] = Σ_k a(row, k)·b[k][·], or +=; row-major b and c with strides. The entries of a are
+/// broadcast, those of b and c are vectors, so nothing needs repacking.
 struct product {
   const float* a;
   index_t a_stride;
@@ -25,16 +32,16 @@ struct product {
   int rows;
   int columns; ///< a multiple of the lanes of a register
   int depth;
+  float* lost = nullptr; ///< for into::compensated, laid out like c: the sum is c − lost
 };
 
-template <class Isa, left Left, bool Add, int Rows, int Vectors>
+template <class Isa, left Left, into Into, int Rows, int Vectors>
 MASKRING_INLINE void product_block(const product& p, int row, int column) {
   using simd = detail::simd<Isa>;
   using reg = typename Isa::reg;
   const index_t a_stride = p.a_stride;
   const float* a = p.a + (Left == left::rows ? row * a_stride : row);
   const float* b = p.b + column;
-  float* c = p.c + row * p.c_stride + column;
   reg sum[Rows][Vectors];
   MASKRING_UNROLL
   for (int i = 0; i < Rows; ++i) {
@@ -58,56 +65,65 @@ MASKRING_INLINE void product_block(const product& p, int row, int column) {
   for (int i = 0; i < Rows; ++i) {
     MASKRING_UNROLL
     for (int v = 0; v < Vectors; ++v) {
-      float* to = c + i * p.c_stride + v * Isa::lanes;
-      if constexpr (Add) { // last, so that a large sum rounds once a block instead of once a term
+      const index_t at = (row + i) * p.c_stride + column + v * Isa::lanes;
+      // Added last, so that a large sum rounds once a block instead of once a term.
+      if constexpr (Into != into::fresh) {
         reg before;
-        simd::load(before, to);
-        sum[i][v] += before;
+        simd::load(before, p.c + at);
+        if constexpr (Into == into::compensated) {
+          reg lost;
+          simd::load(lost, p.lost + at);
+          const reg term = sum[i][v] - lost;
+          sum[i][v] = before + term;
+          simd::store(sum[i][v] - before - term, p.lost + at);
+        } else {
+          sum[i][v] += before;
+        }
       }
-      simd::store(sum[i][v], to);
+      simd::store(sum[i][v], p.c + at);
     }
   }
 }
 
 /// The last rows, fewer than a block: halves, quarters, ….
-template <class Isa, left Left, bool Add, int Rows, int Vectors>
+template <class Isa, left Left, into Into, int Rows, int Vectors>
 MASKRING_INLINE void product_tail(const product& p, int row, int column) {
   if constexpr (Rows > 0) {
     if (p.rows - row >= Rows) {
-      product_block<Isa, Left, Add, Rows, Vectors>(p, row, column);
+      product_block<Isa, Left, Into, Rows, Vectors>(p, row, column);
       row += Rows;
     }
-    product_tail<Isa, Left, Add, Rows / 2, Vectors>(p, row, column);
+    product_tail<Isa, Left, Into, Rows / 2, Vectors>(p, row, column);
   }
 }
 
-template <class Isa, left Left, bool Add, int Vectors>
+template <class Isa, left Left, into Into, int Vectors>
 MASKRING_INLINE int product_columns(const product& p, int column) {
   for (; column + Vectors * Isa::lanes <= p.columns; column += Vectors * Isa::lanes) {
     int row = 0;
     for (; row + Isa::rows <= p.rows; row += Isa::rows) {
-      product_block<Isa, Left, Add, Isa::rows, Vectors>(p, row, column);
+      product_block<Isa, Left, Into, Isa::rows, Vectors>(p, row, column);
     }
-    product_tail<Isa, Left, Add, 4, Vectors>(p, row, column);
+    product_tail<Isa, Left, Into, 4, Vectors>(p, row, column);
   }
   return column;
 }
 
-template <left Left, bool Add>
+template <left Left, into Into>
 struct product_kernel {
   product p;
 
   template <class Isa>
   MASKRING_INLINE void operator()(Isa) const {
-    int column = product_columns<Isa, Left, Add, Isa::vectors>(p, 0);
-    if constexpr (Isa::vectors > 2) column = product_columns<Isa, Left, Add, 2>(p, column);
-    product_columns<Isa, Left, Add, 1>(p, column);
+    int column = product_columns<Isa, Left, Into, Isa::vectors>(p, 0);
+    if constexpr (Isa::vectors > 2) column = product_columns<Isa, Left, Into, 2>(p, column);
+    product_columns<Isa, Left, Into, 1>(p, column);
   }
 };
 
-template <left Left, bool Add>
+template <left Left, into Into>
 void multiply(isa level, const product& p) {
-  dispatch(level, product_kernel<Left, Add>{p});
+  dispatch(level, product_kernel<Left, Into>{p});
 }
 
 } // namespace maskring::cpu::detail

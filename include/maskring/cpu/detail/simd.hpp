@@ -121,13 +121,18 @@ struct simd {
   /// x = max(x, y)
   static MASKRING_INLINE void raise(reg& x, const reg& y) { x = x > y ? x : y; }
 
+  /// x to the nearest integer where floats still have fractions of 1/2; as it is elsewhere.
+  static MASKRING_INLINE void round(reg& x) {
+    const reg nearest = (x + to_integer) - to_integer;
+    x = ((x < 0x1p22f) & (x > -0x1p22f)) ? nearest : x;
+  }
+
   /// x = 2^x for x ≤ 127, to about one unit in the last place; 0 below −126 and for −inf. The
   /// nearest integer goes into the exponent; on the rest, [−½, ½], stands the polynomial of degree
   /// 6 whose largest relative error is least (Remez's exchange; 2.6e-9 before rounding).
   static MASKRING_INLINE void exp2(reg& x) {
-    constexpr float round = 0x1.8p23f; // adding it leaves the nearest integer in the low bits
-    const reg shifted = x + round;
-    const reg fraction = x - (shifted - round);
+    const reg shifted = x + to_integer;
+    const reg fraction = x - (shifted - to_integer);
     reg y = fraction * coefficient[6] + coefficient[5];
     y = y * fraction + coefficient[4];
     y = y * fraction + coefficient[3];
@@ -144,6 +149,9 @@ private:
   static MASKRING_INLINE void load_bits(ireg& bits, const Half* from) {
     bits = __builtin_convertvector(*reinterpret_cast<const typename Isa::halves*>(from), ireg);
   }
+
+  /// Adding it leaves the nearest integer in the low bits.
+  static constexpr float to_integer = 0x1.8p23f;
 
   static constexpr float coefficient[] = {1.0f,         0.69314724f,   0.24022652f,   0.055503104f,
                                           0.009617693f, 0.0013406643f, 0.00015594678f};

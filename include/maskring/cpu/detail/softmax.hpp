@@ -12,8 +12,9 @@ inline constexpr double log2_e_double = 1.44269504088896340736;
 inline constexpr auto log2_e = static_cast<float>(log2_e_double);
 inline constexpr float infinity = std::numeric_limits<float>::infinity();
 
-/// The online softmax of one block of queries: per lane the maximum score so far (base 2) and the
-/// sum of 2^(score − maximum), and the weighted sum of values, transposed: [v_dim][lane].
+/// The online softmax of one block of queries: per lane the maximum score so far (base 2, rounded
+/// to an integer, so that rescaling is exact) and the sum of 2^(score − maximum), and the weighted
+/// sum of values, transposed: [v_dim][lane].
 struct running_rows {
   float maximum[query_block];
   float sum[query_block];
@@ -59,6 +60,7 @@ struct softmax_kernel {
     MASKRING_UNROLL
     for (int v = 0; v < Vectors; ++v) {
       const int at = lane + v * Isa::lanes;
+      simd::round(maximum[v]);
       // A row that has seen nothing keeps its maximum of −inf; subtracting 0 then avoids inf − inf.
       shift[v] = maximum[v] == empty ? zero : maximum[v];
       simd::load(factor[v], state.maximum + at);
@@ -70,17 +72,22 @@ struct softmax_kernel {
       simd::store(maximum[v], state.maximum + at);
       for (int i = 0; i < Isa::lanes; ++i) rescale |= factor[v][i] != 1.0f;
     }
-    for (int k = 0; k < keys; ++k) {
-      MASKRING_UNROLL
-      for (int v = 0; v < Vectors; ++v) {
-        float* at = scores + k * query_block + lane + v * Isa::lanes;
-        reg s;
-        simd::load(s, at);
-        s -= shift[v];
-        simd::exp2(s);
-        simd::store(s, at);
-        sum[v] += s;
+    for (int k = 0; k < keys;) {
+      reg part[Vectors] = {}; // short sums of short sums round less
+      for (const int end = min(keys, k + 16); k < end; ++k) {
+        MASKRING_UNROLL
+        for (int v = 0; v < Vectors; ++v) {
+          float* at = scores + k * query_block + lane + v * Isa::lanes;
+          reg s;
+          simd::load(s, at);
+          s -= shift[v];
+          simd::exp2(s);
+          simd::store(s, at);
+          part[v] += s;
+        }
       }
+      MASKRING_UNROLL
+      for (int v = 0; v < Vectors; ++v) sum[v] += part[v];
     }
     MASKRING_UNROLL
     for (int v = 0; v < Vectors; ++v) {
@@ -112,12 +119,14 @@ struct softmax_gradient_kernel {
   const float* delta;       ///< per lane: Σ dout·out − dlse
   float factor;
   int keys;
-  int lanes; ///< padded
+  int lanes;      ///< padded
+  float& largest; ///< of the weights
 
   template <class Isa>
   MASKRING_INLINE void operator()(Isa) const {
     using simd = detail::simd<Isa>;
     using reg = typename Isa::reg;
+    reg top{};
     for (int lane = 0; lane < lanes; lane += Isa::lanes) {
       reg shift, row;
       simd::load(shift, lse + lane);
@@ -137,8 +146,11 @@ struct softmax_gradient_kernel {
         }
         simd::store(p, scores + at);
         simd::store(g, gradients + at);
+        simd::raise(top, p);
       }
     }
+    largest = 0;
+    for (int i = 0; i < Isa::lanes; ++i) largest = largest > top[i] ? largest : top[i];
   }
 };
 
