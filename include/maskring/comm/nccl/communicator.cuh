@@ -327,20 +327,12 @@ private:
       detail::record(s.ready, stream);
       detail::wait(queue(), s.ready);
     }
-    // What a graph does later cannot be watched from here.
-    const bool watched = capture == cudaStreamCaptureStatusNone;
-    detail::event begin, end;
-    if (watched) {
-      begin = s.family->fresh_event();
-      detail::record(begin, queue());
+    if (capture == cudaStreamCaptureStatusNone) {
+      s.family->call_watched(s.comm, operation, s.blocking, queue(), work);
+    } else { // what a graph does later cannot be watched from here
+      s.family->call(s.comm, operation, s.blocking, work);
     }
-    s.family->call(s.comm, operation, s.blocking, work);
     detail::record(s.done, queue());
-    if (watched) {
-      end = s.family->fresh_event();
-      detail::record(end, queue());
-      s.family->watch_over(operation, std::move(begin), std::move(end));
-    }
     return pending{state_};
   }
 
