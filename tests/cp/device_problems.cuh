@@ -84,15 +84,23 @@ whole_results<O, G> device_results(const whole_inputs<T>& in, const Mask& mask,
   return part.read();
 }
 
-/// The same over ranks: `make(comm)` gives the driver. `replays` > 0: the calls are run once, then
-/// captured, and the graph is launched as often.
+inline std::vector<int> all_devices() {
+  int count = 0;
+  comm::detail::require_cuda(cudaGetDeviceCount(&count), "cudaGetDeviceCount");
+  std::vector<int> out(static_cast<std::size_t>(count));
+  std::iota(out.begin(), out.end(), 0);
+  return out;
+}
+
+/// The same over ranks, on all devices there are: `make(comm)` gives the driver. `replays` > 0: the
+/// calls are run once, then captured, and the graph is launched as often.
 template <class O, class G, class T, class Split, class Make>
 whole_results<O, G> device_split_results(const whole_inputs<T>& in, const Split& split, Make make,
                                          int replays = 0, comm::traffic* sent = nullptr) {
   whole_results<O, G> r{in.sizes};
   std::mutex mutex;
-  comm::local_options how;
-  how.turns = replays > 0;
+  std::vector<tensor<float, 1>> dsink(static_cast<std::size_t>(split.q.ranks()), r.dsink);
+  const comm::local_options how{.devices = all_devices(), .turns = replays > 0};
   const comm::traffic moved = comm::run_local(
       split.q.ranks(),
       [&](comm::local& c) {
@@ -137,9 +145,12 @@ whole_results<O, G> device_split_results(const whole_inputs<T>& in, const Split&
         put_shard(r.dq, local.dq, split.q, rank);
         put_shard(r.dk, local.dk, split.kv, rank);
         put_shard(r.dv, local.dv, split.kv, rank);
-        for (index_t h = 0; h < r.dsink.extent(0); ++h) r.dsink(h) += local.dsink(h);
+        dsink[static_cast<std::size_t>(rank)] = local.dsink;
       },
       how);
+  for (const auto& share : dsink) {
+    for (index_t h = 0; h < r.dsink.extent(0); ++h) r.dsink(h) += share(h);
+  }
   if (sent) *sent = moved;
   return r;
 }
