@@ -122,8 +122,6 @@ struct device_calls {
 };
 
 extern const device_calls on_host;
-#ifdef MASKRING_WITH_CUDA
-extern const device_calls on_cuda;
-#endif
+extern const device_calls on_cuda; // in programs with kernels
 
 } // namespace flex
