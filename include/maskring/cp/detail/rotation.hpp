@@ -7,7 +7,8 @@
 namespace maskring::cp::detail {
 
 /// Where keys or values arrive (two buffers in turn: one is filled while the other is worked on and
-/// passed on), and where a part of them, or of the rank's own, is packed that is sent alone.
+/// passed on), and where a part of them, or of the rank's own, is packed that is sent alone. At
+/// step 0 only one of the two is in use, and the other takes the part.
 template <class Comm>
 struct rotation_memory {
   kept_buffer<Comm> arriving[2];
@@ -20,7 +21,11 @@ class rotation {
 public:
   rotation(Comm& comm, const Exec& exec, const cp::plan& road, rotation_memory<Comm>& keys,
            rotation_memory<Comm>& values, view<const T, 4> k, view<const T, 4> v)
-      : comm_{comm}, exec_{exec}, plan_{road}, held_{0, k.extent(2)}, keys_{keys, k},
+      : comm_{comm},
+        exec_{exec},
+        plan_{road},
+        held_{0, k.extent(2)},
+        keys_{keys, k},
         values_{values, v} {}
 
   view<const T, 4> keys(const interval& part) const { return cut(keys_.tensor, part); }
@@ -33,7 +38,8 @@ public:
     const int shard = plan_.shard_at(rank, step), coming = plan_.shard_at(rank, step + 1);
     for (side* s : {&keys_, &values_}) {
       if (plan_.source(next, shard) == rank) {
-        post_send(next, cut(s->tensor, plan_.needed(next, shard)), s->memory.packed, group);
+        post_send(next, cut(s->tensor, plan_.needed(next, shard)),
+                  step == 0 ? s->memory.arriving[1] : s->memory.packed, group);
       }
       if (step > 0 && plan_.source(distant, rank) == rank) {
         const interval& part = plan_.needed(distant, rank);
@@ -89,4 +95,4 @@ private:
   side keys_, values_;
 };
 
-}  // namespace maskring::cp::detail
+} // namespace maskring::cp::detail
