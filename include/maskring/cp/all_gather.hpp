@@ -10,11 +10,12 @@ namespace maskring::cp {
 /// Attention over sequences that are split over the ranks of `comm`, like cp::ring and called like
 /// it, but with one attention call per pass.
 ///
-/// Each rank sends every other rank the interval of its keys and values that the plan says is needed
-/// there, and lays out what it gets in global order, so that the mask runs over consecutive keys
-/// from the first needed one to the last. In the backward pass the keys are gathered again and each
-/// rank's fp32 shares of dk and dv return to their owners, which add them in a fixed order. Memory
-/// grows with the keys that a rank sees; the ring's does not, but it makes a call for each shard.
+/// Each rank sends every other rank the interval of its keys and values that the plan says is
+/// needed there, and lays out what it gets in global order, so that the mask runs over consecutive
+/// keys from the first needed one to the last. In the backward pass the keys are gathered again and
+/// each rank's fp32 shares of dk and dv return to their owners, which add them in a fixed order.
+/// Memory grows with the keys that a rank sees; the ring's does not, but it makes a call for each
+/// shard.
 ///
 /// Method: the all-gather of Llama 3 (A. Dubey et al., 2024, section 3.3.2), with a plan.
 template <class Comm, class QLayout, class KvLayout, class Mask, class Score>
@@ -25,8 +26,8 @@ public:
   /// As cp::ring.
   all_gather(Comm& comm, const shape& sizes, const shards<QLayout, KvLayout>& split,
              const Mask& mask, const Score& score = {}, const options& opt = {})
-      : base{name, comm, sizes, split, mask, score, opt,
-             [&] { return cp::plan{mask, sizes, split}; }} {
+      : base{name, comm,  sizes, split,
+             mask, score, opt,   [&] { return cp::plan{mask, sizes, split}; }} {
     lay_out();
   }
   all_gather(Comm& comm, const cp::plan& known, const shape& sizes,
@@ -52,8 +53,8 @@ public:
     now.previous = in.previous;
     this->recorder_.compute(exec, {"forward"}, [&] {
       const auto mask = local_mask();
-      const block_map_view& map = maps_.forward(exec, now, out, mask, this->map_of(span_.size()),
-                                                this->options_.tile);
+      const block_map_view& map =
+          maps_.forward(exec, now, out, mask, this->map_of(span_.size()), this->options_.tile);
       backend<Exec>::forward(exec, now, out, mask, map, local_score(), this->options_);
     });
   }
@@ -69,18 +70,14 @@ public:
     const gradients<float> home = this->home_gradients(exec, grad, home_);
     const gradients<float> all{home.dq, gathered(dk_, span_.size(), this->sizes_.qk_dim),
                                gathered(dv_, span_.size(), this->sizes_.v_dim)};
-    backend<Exec>::zero(exec, all.dk);
-    backend<Exec>::zero(exec, all.dv);
     saved<T, O> now{in.q, k, v, in.out, in.lse};
     now.sink = in.sink;
-    options adding = this->options_;
-    adding.accumulate = true;
     this->recorder_.compute(exec, {"backward"}, [&] {
       const auto mask = local_mask();
       const block_map_view& map =
           maps_.backward(exec, mask, this->map_of(span_.size()), this->options_.tile);
-      backend<Exec>::backward(exec, now, up, all.with_sink(home.dsink), mask, map, local_score(),
-                              adding);
+      backend<Exec>::backward_with_new_keys(exec, now, up, all.with_sink(home.dsink), mask, map,
+                                            local_score(), this->options_);
     });
     scatter(exec, all, home);
     this->round_gradients(exec, home, grad);
@@ -93,8 +90,8 @@ private:
     detail::kept_buffer<Comm> ordered, arriving, leaving;
   };
 
-  /// Where the needed keys of each shard go: stretches of the global sequence, from the first needed
-  /// key on.
+  /// Where the needed keys of each shard go: stretches of the global sequence, from the first
+  /// needed key on.
   void lay_out() {
     for (int shard = 0; shard < this->ranks(); ++shard) {
       const interval part = this->plan_.needed(this->rank(), shard);
@@ -285,16 +282,16 @@ private:
   index_t numbers(index_t keys, index_t dim) const {
     return this->sizes_.batch * this->sizes_.kv_heads * keys * dim;
   }
-  static const std::pair<interval, index_t>* find(
-      const std::vector<std::pair<interval, index_t>>& copies, const interval& part) {
+  static const std::pair<interval, index_t>*
+  find(const std::vector<std::pair<interval, index_t>>& copies, const interval& part) {
     for (const auto& copy : copies) {
       if (copy.first == part) return &copy;
     }
     return nullptr;
   }
 
-  std::vector<std::vector<detail::stretch>> stretches_;  // by shard
-  interval span_;                                        // of the needed keys, global
+  std::vector<std::vector<detail::stretch>> stretches_; // by shard
+  interval span_;                                       // of the needed keys, global
   index_t keys_needed_ = 0;
   detail::kept_maps maps_;
   side_memory keys_, values_, dk_side_, dv_side_;
@@ -315,4 +312,4 @@ template <class Comm, class Q, class Kv, class Mask, class Score = score::none>
 all_gather(Comm&, plan, shape, shards<Q, Kv>, Mask, Score = {}, options = {})
     -> all_gather<Comm, Q, Kv, Mask, Score>;
 
-}  // namespace maskring::cp
+} // namespace maskring::cp

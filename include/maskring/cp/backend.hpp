@@ -19,7 +19,8 @@ struct kept_map {
 /// What a driver asks of an execution context `Exec`, as static functions of a specialisation:
 ///
 /// - `queue(exec)`: what orders its work, for communicators (comm::host_queue, or a stream)
-/// - `copy(exec, from, to)`: between views of one shape and any strides, of one element type or from
+/// - `copy(exec, from, to)`: between views of one shape and any strides, of one element type or
+/// from
 ///   float to another (rounding once)
 /// - `add(exec, from, to)`: to += from, floats
 /// - `zero(exec, tensor)`
@@ -30,28 +31,32 @@ struct kept_map {
 /// - `forward(exec, inputs, results, mask, block_map_view, score, options)` and
 ///   `backward(exec, saved, upstream, gradients, mask, block_map_view, score, options)`: attention.
 ///   Forward may find `results` in the memory of `inputs::previous`.
+/// - `backward_with_new_keys(…)`: as backward(), but it adds to dq and dsink and writes dk and dv,
+///   all floats
 ///
 /// All work goes in the queue's order; nothing waits for the device.
 template <class Exec>
 struct backend;
 
 template <class Exec>
-concept attention_backend =
-    requires(const Exec& exec, view<const float, 4> from, view<float, 4> to, options opt,
-             inputs<float> in, results<float> out, saved<float, float> kept, upstream<float> up,
-             gradients<float> grad, block_map_view map) {
-      backend<Exec>::queue(exec);
-      backend<Exec>::copy(exec, from, to);
-      backend<Exec>::add(exec, from, to);
-      backend<Exec>::zero(exec, to);
-      {
-        backend<Exec>::make_map(exec, mask::full{}, map_shape{}, tile_shape{})
-      } -> std::same_as<kept_map>;
-      backend<Exec>::forward(exec, in, out, mask::full{}, map, score::none{}, opt);
-      backend<Exec>::backward(exec, kept, up, grad, mask::full{}, map, score::none{}, opt);
-    };
+concept attention_backend = requires(const Exec& exec, view<const float, 4> from, view<float, 4> to,
+                                     options opt, inputs<float> in, results<float> out,
+                                     saved<float, float> kept, upstream<float> up,
+                                     gradients<float> grad, block_map_view map) {
+  backend<Exec>::queue(exec);
+  backend<Exec>::copy(exec, from, to);
+  backend<Exec>::add(exec, from, to);
+  backend<Exec>::zero(exec, to);
+  {
+    backend<Exec>::make_map(exec, mask::full{}, map_shape{}, tile_shape{})
+    } -> std::same_as<kept_map>;
+  backend<Exec>::forward(exec, in, out, mask::full{}, map, score::none{}, opt);
+  backend<Exec>::backward(exec, kept, up, grad, mask::full{}, map, score::none{}, opt);
+  backend<Exec>::backward_with_new_keys(exec, kept, up, grad, mask::full{}, map, score::none{},
+                                        opt);
+};
 
 template <attention_backend Exec>
 using queue_of = decltype(backend<Exec>::queue(std::declval<const Exec&>()));
 
-}  // namespace maskring::cp
+} // namespace maskring::cp

@@ -153,10 +153,6 @@ public:
         auto [dk, dv] = step == 0 ? std::pair{home.dk.slice(2, part.lo, part.size()),
                                               home.dv.slice(2, part.lo, part.size())}
                                   : pair_of(computed_[step % 2], part);
-        if (step > 0) {
-          machine::zero(exec, dk);
-          machine::zero(exec, dv);
-        }
         saved<T, O> now{rows_of(in.q, queries), moving.keys(part), moving.values(part),
                         rows_of(in.out, queries), rows_of(in.lse, queries)};
         gradients<float> to{rows_of(home.dq, queries), dk, dv};
@@ -244,12 +240,17 @@ private:
   template <class Exec, class T, class O, class D>
   void attend_backward(const Exec& exec, const saved<T, O>& in, const upstream<D>& up,
                        const gradients<float>& grad, int step, const interval& queries) {
-    options adding = this->options_;
-    adding.accumulate = true;
     const auto mask = mask_at(step, queries);
     const block_map_view& map =
         maps_at(step, queries).backward(exec, mask, lengths_at(step, queries), this->options_.tile);
-    backend<Exec>::backward(exec, in, up, grad, mask, map, score_at(step, queries), adding);
+    if (step == 0) { // this rank's own keys
+      options adding = this->options_;
+      adding.accumulate = true;
+      backend<Exec>::backward(exec, in, up, grad, mask, map, score_at(step, queries), adding);
+    } else {
+      backend<Exec>::backward_with_new_keys(exec, in, up, grad, mask, map, score_at(step, queries),
+                                            this->options_);
+    }
   }
 
   /// The gradients of an interval of keys in kept memory, packed: what travels.
