@@ -2,6 +2,10 @@
 // The drivers on the device with 16-bit elements, several ranks to a GPU.
 #include "device_problems.cuh"
 
+#include <maskring/cp/timeline.hpp>
+
+#include <sstream>
+
 using namespace maskring;
 using namespace maskring::testing;
 
@@ -54,6 +58,32 @@ TEST_CASE("drivers on a device: as one graph, replayed, the same bits") {
     CHECK(max_error(once.dv, replayed.dv) == 0);
     CHECK(max_error(once.dsink, replayed.dsink) == 0);
   }
+}
+
+TEST_CASE("drivers on a device: a timeline of events") {
+  const case_sizes s{{1, 4, 4, 64, 64}, 256, 256};
+  const whole_inputs<bfloat16> in{11, s};
+  const cp::shards split{any_layout{"contiguous", 256, 4}};
+  cp::timeline record;
+  device_split_results<bfloat16, bfloat16>(in, split, [&](comm::local& c) {
+    cp::ring driver{c, s.shape, split, any_mask{any_mask::causal}};
+    driver.record(&record);
+    return driver;
+  });
+  std::ostringstream text;
+  record.write(text);
+  const std::string trace = text.str();
+  const auto count = [&](const std::string& part) {
+    int found = 0;
+    for (auto at = trace.find(part); at != std::string::npos; at = trace.find(part, at + 1)) ++found;
+    return found;
+  };
+  CHECK(count("\"cat\": \"compute\"") == 2 * 10); // forward and backward: 4 + 3 + 2 + 1 steps
+  CHECK(count("\"name\": \"forward step 3 skipped\"") == 3);
+  CHECK(count("\"name\": \"forward step 0\", \"cat\": \"receive\"") == 3);
+  CHECK(count("\"name\": \"forward step 0\", \"cat\": \"send\"") == 3);
+  CHECK(count("\"dur\": -") == 0);
+  CHECK(count("nan") == 0);
 }
 
 TEST_CASE("drivers on a device: a window's traffic does not grow with the ranks") {
