@@ -26,7 +26,7 @@ TEST_CASE("drivers on a device: errors do not grow with the ranks") {
     CAPTURE(std::string{name_of(how)});
     const auto run = [&](int ranks) {
       const any_layout split{"zigzag", 1000, ranks};
-      return run_on_device<bfloat16, bfloat16>(how, in, split, split, mask, 1);
+      return run_on_device<bfloat16, bfloat16>(how, in, split, split, mask, 1, 0, false);
     };
     const auto one = run(1), eight = run(8);
     const auto check = [&](const char* name, const auto& a, const auto& b, const auto& want) {
@@ -47,16 +47,21 @@ TEST_CASE("drivers on a device: as one graph, replayed, the same bits") {
   const whole_inputs<bfloat16> in{8, s, true};
   const any_mask mask{any_mask::window};
   for (const method how : {method::ring, method::all_gather, method::ulysses, method::hybrid}) {
-    CAPTURE(std::string{name_of(how)});
-    const any_layout split{"zigzag", 333, how == method::hybrid ? 2 : 4};
-    const auto once = run_on_device<bfloat16, bfloat16>(how, in, split, split, mask);
-    const auto replayed = run_on_device<bfloat16, bfloat16>(how, in, split, split, mask, 2, 3);
-    CHECK(max_error(once.out, replayed.out) == 0);
-    CHECK(max_error(once.lse, replayed.lse) == 0);
-    CHECK(max_error(once.dq, replayed.dq) == 0);
-    CHECK(max_error(once.dk, replayed.dk) == 0);
-    CHECK(max_error(once.dv, replayed.dv) == 0);
-    CHECK(max_error(once.dsink, replayed.dsink) == 0);
+    for (const bool in_place : {true, false}) {
+      CAPTURE(std::string{name_of(how)});
+      CAPTURE(in_place);
+      const any_layout split{"zigzag", 333, how == method::hybrid ? 2 : 4};
+      const auto run = [&](int replays) {
+        return run_on_device<bfloat16, bfloat16>(how, in, split, split, mask, 2, replays, in_place);
+      };
+      const auto once = run(0), replayed = run(3);
+      CHECK(max_error(once.out, replayed.out) == 0);
+      CHECK(max_error(once.lse, replayed.lse) == 0);
+      CHECK(max_error(once.dq, replayed.dq) == 0);
+      CHECK(max_error(once.dk, replayed.dk) == 0);
+      CHECK(max_error(once.dv, replayed.dv) == 0);
+      CHECK(max_error(once.dsink, replayed.dsink) == 0);
+    }
   }
 }
 
@@ -65,11 +70,12 @@ TEST_CASE("drivers on a device: a timeline of events") {
   const whole_inputs<bfloat16> in{11, s};
   const cp::shards split{any_layout{"contiguous", 256, 4}};
   cp::timeline record;
-  device_split_results<bfloat16, bfloat16>(in, split, [&](comm::local& c) {
+  const auto make = [&](comm::local& c) {
     cp::ring driver{c, s.shape, split, any_mask{any_mask::causal}};
     driver.record(&record);
     return driver;
-  });
+  };
+  device_split_results<bfloat16, bfloat16>(in, split, make, 0, nullptr, false);
   std::ostringstream text;
   record.write(text);
   const std::string trace = text.str();
@@ -93,7 +99,8 @@ TEST_CASE("drivers on a device: a window's traffic does not grow with the ranks"
   comm::traffic sent;
   const cp::shards split{any_layout{"contiguous", 2048, 8}};
   device_split_results<bfloat16, bfloat16>(
-      in, split, [&](comm::local& c) { return cp::ring{c, s.shape, split, mask}; }, 0, &sent);
+      in, split, [&](comm::local& c) { return cp::ring{c, s.shape, split, mask}; }, 0, &sent,
+      false);
   for (int from = 0; from < 8; ++from) {
     for (int to = 0; to < 8; ++to) {
       const bool neighbours = to == from + 1 || to == from - 1;

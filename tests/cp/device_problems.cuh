@@ -96,11 +96,13 @@ inline std::vector<int> all_devices() {
 /// calls are run once, then captured, and the graph is launched as often.
 template <class O, class G, class T, class Split, class Make>
 whole_results<O, G> device_split_results(const whole_inputs<T>& in, const Split& split, Make make,
-                                         int replays = 0, comm::traffic* sent = nullptr) {
+                                         int replays = 0, comm::traffic* sent = nullptr,
+                                         bool in_place = true) {
   whole_results<O, G> r{in.sizes};
   std::mutex mutex;
   std::vector<tensor<float, 1>> dsink(static_cast<std::size_t>(split.q.ranks()), r.dsink);
-  const comm::local_options how{.devices = all_devices(), .turns = replays > 0};
+  const comm::local_options how{
+      .devices = all_devices(), .turns = replays > 0, .in_place = in_place};
   const comm::traffic moved = comm::run_local(
       split.q.ranks(),
       [&](comm::local& c) {
@@ -162,7 +164,8 @@ enum class method { ring, all_gather, ulysses, hybrid };
 template <class O, class G, class T, class Mask>
 whole_results<O, G> run_on_device(method how, const whole_inputs<T>& in, const any_layout& q,
                                   const any_layout& kv, const Mask& mask, int inside = 2,
-                                  int replays = 0, const options& opt = {}) {
+                                  int replays = 0, bool in_place = true,
+                                  const options& opt = {}) {
   const cp::shape s = in.sizes.shape;
   const score::none plain{};
   const cp::shards split{q, kv};
@@ -170,20 +173,21 @@ whole_results<O, G> run_on_device(method how, const whole_inputs<T>& in, const a
   case method::ring:
     return device_split_results<O, G>(
         in, split, [&](comm::local& c) { return cp::ring{c, s, split, mask, plain, opt}; },
-        replays);
+        replays, nullptr, in_place);
   case method::all_gather:
     return device_split_results<O, G>(
         in, split, [&](comm::local& c) { return cp::all_gather{c, s, split, mask, plain, opt}; },
-        replays);
+        replays, nullptr, in_place);
   case method::ulysses:
     return device_split_results<O, G>(
         in, split, [&](comm::local& c) { return cp::ulysses{c, s, split, mask, plain, opt}; },
-        replays);
+        replays, nullptr, in_place);
   default: break;
   }
   const cp::shards mesh{shard::subdivided{q, inside}, shard::subdivided{kv, inside}};
   return device_split_results<O, G>(
-      in, mesh, [&](comm::local& c) { return cp::hybrid{c, s, mesh, mask, plain, opt}; }, replays);
+      in, mesh, [&](comm::local& c) { return cp::hybrid{c, s, mesh, mask, plain, opt}; }, replays,
+      nullptr, in_place);
 }
 
 inline const char* name_of(method how) {
@@ -240,7 +244,12 @@ void check_drivers(std::uint64_t seed, double floor) {
           CAPTURE(std::string{layout});
           CAPTURE(std::string{name_of(how)});
           const any_layout split{layout, tokens, how == method::hybrid ? ranks / 2 : ranks};
-          check_as_good(run_on_device<T, T>(how, in, split, split, mask), single, exact, floor);
+          for (const bool in_place : {true, false}) {
+            if (!in_place && (how == method::all_gather || how == method::ulysses)) continue;
+            CAPTURE(in_place);
+            check_as_good(run_on_device<T, T>(how, in, split, split, mask, 2, 0, in_place), single,
+                          exact, floor);
+          }
         }
       }
     }
@@ -262,9 +271,12 @@ void check_lengths(double floor) {
     for (const method how : {method::ring, method::all_gather, method::ulysses, method::hybrid}) {
       CAPTURE(std::string{name_of(how)});
       const int ranks = how == method::hybrid ? 2 : 4;
-      check_as_good(run_on_device<T, T>(how, in, any_layout{"zigzag", q_len, ranks},
-                                        any_layout{"striped", kv_len, ranks}, mask),
-                    single, exact, floor);
+      for (const bool in_place : {true, false}) {
+        CAPTURE(in_place);
+        check_as_good(run_on_device<T, T>(how, in, any_layout{"zigzag", q_len, ranks},
+                                          any_layout{"striped", kv_len, ranks}, mask, 2, 0, in_place),
+                      single, exact, floor);
+      }
     }
   }
 }

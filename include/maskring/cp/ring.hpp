@@ -25,9 +25,10 @@ namespace maskring::cp {
 /// on those before, with the queries that see something of them; partial results continue in fp32
 /// in the attention call itself and are rounded once. In the backward pass the keys travel again;
 /// each rank sends its fp32 share of dk and dv straight to the shard's owner, which adds them in a
-/// fixed order. All ranks make the same calls in the same order. Block maps and buffers are made at
-/// the first call and kept; beside the state in fp32 these are two shards of keys and values, and a
-/// third where only a part of one is sent on.
+/// fixed order. Where ranks share memory they read, and add to, one another's tensors where they
+/// lie, taking turns. All ranks make the same calls in the same order. Block maps and buffers are
+/// made at the first call and kept; beside the state in fp32 these are two shards of keys and
+/// values, and a third where only a part of one is sent on.
 ///
 /// Method: H. Liu et al., Ring Attention with Blockwise Transformers, 2023; the carried softmax
 /// state is that of M. Milakov and N. Gimelshein, 2018.
@@ -108,6 +109,7 @@ public:
       });
       if (step + 1 < this->ranks()) moving.advance(step);
     }
+    moving.finish();
   }
 
   /// The gradients of the local queries, keys and values, from all ranks' queries. `grad.dsink` is
@@ -123,16 +125,18 @@ public:
     const int ranks = this->ranks(), rank = this->rank();
 
     const gradients<float> home = this->home_gradients(exec, grad, home_);
-    rotation<Exec, T> moving{*this->comm_, exec, this->plan_, keys_, values_, in.k, in.v};
+    rotation<Exec, T> moving{*this->comm_, exec, this->plan_, keys_,  values_,
+                             in.k,         in.v, home.dk,     home.dv};
     for (int step = 0; step <= ranks; ++step) {
       this->group_.clear();
       if (step + 1 < ranks) moving.post(step, this->group_);
       // What this rank computed in the step before goes home, and its own comes home from the rank
       // that worked on it then.
+      const bool returns = step >= 2 && !moving.in_place();
       const int worker = (rank + step - 1) % ranks;
-      const interval returning = step >= 2 ? this->plan_.needed(worker, rank) : interval{};
+      const interval returning = returns ? this->plan_.needed(worker, rank) : interval{};
       const auto [dk_back, dv_back] = pair_of(returned_, returning);
-      if (step >= 2) {
+      if (returns) {
         const interval part = this->needed_at(step - 1);
         const auto [dk, dv] = pair_of(computed_[(step - 1) % 2], part);
         const int owner = this->plan_.shard_at(rank, step - 1);
@@ -150,9 +154,11 @@ public:
       this->overlap(exec, {"backward", step, queries.empty()}, [&] {
         if (queries.empty()) return;
         const interval part = this->needed_at(step);
-        auto [dk, dv] = step == 0 ? std::pair{home.dk.slice(2, part.lo, part.size()),
-                                              home.dv.slice(2, part.lo, part.size())}
-                                  : pair_of(computed_[step % 2], part);
+        const bool adds = step == 0 || moving.in_place();
+        const auto [dk, dv] = step == 0 ? std::pair{home.dk.slice(2, part.lo, part.size()),
+                                                    home.dv.slice(2, part.lo, part.size())}
+                              : moving.in_place() ? moving.sums(step, part)
+                                                  : pair_of(computed_[step % 2], part);
         saved<T, O> now{rows_of(in.q, queries), moving.keys(part), moving.values(part),
                         rows_of(in.out, queries), rows_of(in.lse, queries)};
         gradients<float> to{rows_of(home.dq, queries), dk, dv};
@@ -161,7 +167,7 @@ public:
           to.dsink = grad.dsink;
         }
         const upstream<D> above{rows_of(up.dout, queries), rows_of(up.dlse, queries)};
-        attend_backward(exec, now, above, to, step, queries);
+        attend_backward(exec, now, above, to, adds, step, queries);
       });
       if (!returning.empty()) {
         machine::add(exec, view<const float, 4>{dk_back},
@@ -171,6 +177,7 @@ public:
       }
       if (step + 1 < ranks) moving.advance(step);
     }
+    moving.finish();
     this->round_gradients(exec, home, grad);
   }
 
@@ -239,11 +246,11 @@ private:
 
   template <class Exec, class T, class O, class D>
   void attend_backward(const Exec& exec, const saved<T, O>& in, const upstream<D>& up,
-                       const gradients<float>& grad, int step, const interval& queries) {
+                       const gradients<float>& grad, bool adds, int step, const interval& queries) {
     const auto mask = mask_at(step, queries);
     const block_map_view& map =
         maps_at(step, queries).backward(exec, mask, lengths_at(step, queries), this->options_.tile);
-    if (step == 0) { // this rank's own keys
+    if (adds) {
       options adding = this->options_;
       adding.accumulate = true;
       backend<Exec>::backward(exec, in, up, grad, mask, map, score_at(step, queries), adding);
