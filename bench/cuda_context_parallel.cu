@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Times context parallelism with all ranks on one GPU beside one attention call over everything:
-// what splitting costs when communication is a copy inside the device. usage:
-// bench_cuda_context_parallel [--json FILE] [--seq N] [--ranks N] [--deterministic 0|1]
+// what splitting costs where ranks read one another's keys in place, or by a copy inside the
+// device.
+//
+// usage: bench_cuda_context_parallel [--json FILE] [--seq N] [--ranks N] [--deterministic 0|1]
 
 #include "support/attention.cuh"
 
@@ -108,9 +110,10 @@ numbers single(const Mask& mask, mr::index_t seq, int runs, const mr::cuda::poli
 
 /// `make(comm)` gives a rank's driver, `tokens(rank)` the size of its shard.
 template <class Make, class Tokens>
-numbers split(int ranks, int runs, const mr::cuda::policy& policy, Make make, Tokens tokens) {
+numbers split(int ranks, int runs, const mr::cuda::policy& policy, Make make, Tokens tokens,
+              bool in_place) {
   numbers out;
-  mr::comm::run_local(ranks, [&](mr::comm::local& c) {
+  const auto work = [&](mr::comm::local& c) {
     const tensors t{tokens(c.rank()), static_cast<unsigned>(c.rank() + 2)};
     const plain_stream stream;
     mr::cuda::workspace scratch;
@@ -120,11 +123,11 @@ numbers split(int ranks, int runs, const mr::cuda::policy& policy, Make make, To
     const double before = c.rank() == 0 ? used_mib() : 0;
     meet();
     auto driver = make(c);
-    const auto measure = [&](const auto& work) {
+    const auto measure = [&](const auto& pass) {
       pass_numbers p;
       const auto timed = [&](int count) {
         meet();
-        const double ms = wall_ms(work, count);
+        const double ms = wall_ms(pass, count);
         meet();
         return ms;
       };
@@ -137,7 +140,8 @@ numbers split(int ranks, int runs, const mr::cuda::policy& policy, Make make, To
     const pass_numbers b = measure([&] { driver.backward(exec, t.saved(), t.up(), t.grad()); });
     if (c.rank() == 0) out = {f, b};
     meet();
-  });
+  };
+  mr::comm::run_local(ranks, work, {.devices = {}, .turns = false, .in_place = in_place});
   return out;
 }
 
@@ -155,9 +159,9 @@ int main(int count, char** arguments) try {
 
   const auto compare = [&](const char* name, const auto& mask, int runs) {
     // Each method beside a call measured just before, since clocks drift.
-    const auto add = [&](const char* method, auto make, auto tokens) {
+    const auto add = [&](const char* method, auto make, auto tokens, bool in_place = true) {
       const numbers alone = single(mask, seq, runs, policy);
-      const numbers n = split(ranks, runs, policy, make, tokens);
+      const numbers n = split(ranks, runs, policy, make, tokens, in_place);
       const auto line = [&](const char* what, const pass_numbers& is, const pass_numbers& one) {
         report.add(bench::record{}
                        .text("what", what)
@@ -175,35 +179,21 @@ int main(int count, char** arguments) try {
       line("backward", n.backward, alone.backward);
     };
     const auto tokens = [&](int rank) { return zigzag.size(rank); };
-    add(
-        "ring",
-        [&](mr::comm::local& c) {
-          return mr::cp::ring{c, sizes, zigzag, mask};
-        },
-        tokens);
-    add(
-        "all-gather",
-        [&](mr::comm::local& c) {
-          return mr::cp::all_gather{c, sizes, zigzag, mask};
-        },
-        tokens);
-    if (heads % ranks == 0) {
-      add(
-          "ulysses",
-          [&](mr::comm::local& c) {
-            return mr::cp::ulysses{c, sizes, zigzag, mask};
-          },
-          tokens);
-    }
-    if (ranks % 2 == 0) {
-      const mr::shard::subdivided mesh{mr::shard::zigzag{seq, ranks / 2}, 2};
-      add(
-          "hybrid",
-          [&](mr::comm::local& c) {
-            return mr::cp::hybrid{c, sizes, mesh, mask};
-          },
-          [&](int rank) { return mesh.size(rank); });
-    }
+    const auto ring = [&](mr::comm::local& c) { return mr::cp::ring{c, sizes, zigzag, mask}; };
+    add("ring", ring, tokens);
+    add("ring, keys sent", ring, tokens, false);
+    const auto gathering = [&](mr::comm::local& c) {
+      return mr::cp::all_gather{c, sizes, zigzag, mask};
+    };
+    add("all-gather", gathering, tokens);
+    const auto over_heads = [&](mr::comm::local& c) {
+      return mr::cp::ulysses{c, sizes, zigzag, mask};
+    };
+    if (heads % ranks == 0) add("ulysses", over_heads, tokens);
+    if (ranks % 2 != 0) return;
+    const mr::shard::subdivided mesh{mr::shard::zigzag{seq, ranks / 2}, 2};
+    const auto both = [&](mr::comm::local& c) { return mr::cp::hybrid{c, sizes, mesh, mask}; };
+    add("hybrid", both, [&](int rank) { return mesh.size(rank); });
   };
   compare("causal", mr::mask::causal{}, 3);
   compare("sliding window 4096", mr::mask::sliding_window{4096}, 10);
