@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The NCCL communicator: with one rank in this process, and with more in processes of their own where
-// there are GPUs for them or an NCCL that lets ranks share one.
+// The NCCL communicator: with one rank in this process, and with more in processes of their own
+// where there are GPUs for them or an NCCL that lets ranks share one.
 #include "ranks.cuh"
 
 #include <maskring/comm/split.hpp>
@@ -72,17 +72,19 @@ TEST_CASE("rank: messages and collectives") {
   check_messages(borrowed, s.get());
 }
 
-TEST_CASE("processes: messages and collectives of several ranks" * doctest::skip(started_as_rank())) {
+TEST_CASE("processes: messages and collectives of several ranks" *
+          doctest::skip(started_as_rank())) {
   check_as_processes("rank:*", 60s);
 }
 
 TEST_CASE("processes: a rank that never comes is missed within the time limit" *
           doctest::skip(started_as_rank())) {
-  const comm::meeting_point where{"127.0.0.1", 29000 + static_cast<int>(std::random_device{}() % 900)};
+  const comm::meeting_point where{"127.0.0.1",
+                                  29000 + static_cast<int>(std::random_device{}() % 900)};
   ncclUniqueId id{};
-  CHECK_THROWS_AS(comm::broadcast_from_root(where, 0, 2, std::as_writable_bytes(std::span{&id, 1}),
-                                            300ms),
-                  comm::rendezvous_failed);
+  CHECK_THROWS_AS(
+      comm::broadcast_from_root(where, 0, 2, std::as_writable_bytes(std::span{&id, 1}), 300ms),
+      comm::rendezvous_failed);
   REQUIRE(ncclGetUniqueId(&id) == ncclSuccess);
   CHECK_THROWS_AS((nccl{id, 0, 2, {.time_limit = 1s}}), comm::timed_out);
 }

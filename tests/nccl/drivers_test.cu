@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The drivers over NCCL: their results, what ranks do that disagree, and what they do when one of them
-// is killed.
+// The drivers over NCCL: their results, what ranks do that disagree, and what they do when one of
+// them is killed.
 #include "../cp/device_problems.cuh"
 #include "ranks.cuh"
 
@@ -24,9 +24,12 @@ device_part<bfloat16, bfloat16, bfloat16> part_of(const whole_inputs<bfloat16>& 
                                                   const Split& split, int rank) {
   case_sizes mine = in.sizes;
   mine.q_len = mine.kv_len = split.size(rank);
-  return {shard_of(in.q, split, rank),    shard_of(in.k, split, rank),
-          shard_of(in.v, split, rank),    shard_of(in.dout, split, rank),
-          shard_of(in.dlse, split, rank), in.sink,
+  return {shard_of(in.q, split, rank),
+          shard_of(in.k, split, rank),
+          shard_of(in.v, split, rank),
+          shard_of(in.dout, split, rank),
+          shard_of(in.dlse, split, rank),
+          in.sink,
           mine};
 }
 
@@ -98,7 +101,8 @@ TEST_CASE("rank: a timeline has the messages") {
   record.write(text);
   CHECK(contains(text.str(), "\"name\": \"forward step 0\", \"cat\": \"compute\""));
   CHECK(contains(text.str(), "\"name\": \"forward step 0\", \"cat\": \"send\"") == (c.size() > 1));
-  CHECK(contains(text.str(), "\"name\": \"forward step 0\", \"cat\": \"receive\"") == (c.size() > 1));
+  CHECK(contains(text.str(), "\"name\": \"forward step 0\", \"cat\": \"receive\"") ==
+        (c.size() > 1));
 }
 
 TEST_CASE("rank: ranks that disagree find out at construction, and can go on") {
@@ -150,7 +154,8 @@ TEST_CASE("rank: ranks that disagree find out at construction, and can go on") {
   CHECK(ring_of(sizes, split, mask) == "no error");
 }
 
-TEST_CASE("victim: a rank is killed in the middle of a ring step" * doctest::skip(!started_as_rank())) {
+TEST_CASE("victim: a rank is killed in the middle of a ring step" *
+          doctest::skip(!started_as_rank())) {
   constexpr auto limit = 3s;
   const bool ahead = std::getenv("MASKRING_TEST_AHEAD") != nullptr;
   nccl c = comm::from_environment({.time_limit = limit});
@@ -174,8 +179,9 @@ TEST_CASE("victim: a rank is killed in the middle of a ring step" * doctest::ski
     }};
   }
   std::string operation;
+  auto alive = std::chrono::steady_clock::now();
   try {
-    for (;;) pass();
+    for (;; alive = std::chrono::steady_clock::now()) pass();
   } catch (const comm::timed_out& error) {
     operation = error.operation();
     CHECK(error.limit() == limit);
@@ -185,6 +191,7 @@ TEST_CASE("victim: a rank is killed in the middle of a ring step" * doctest::ski
     operation = error.what();
     MESSAGE(operation);
   }
+  if (!ahead) CHECK(std::chrono::steady_clock::now() - alive < limit + 1s);
   CHECK(contains(operation, "receive from rank"));
   CHECK_THROWS(c.require_alive());
   CHECK(cudaStreamSynchronize(part.stream()) == cudaSuccess); // although nobody will ever send
@@ -205,7 +212,7 @@ void check_killed(std::map<std::string, std::string> variables) {
     CAPTURE(rank);
     const ended_process& survivor = ended[static_cast<std::size_t>(rank)];
     CHECK(survivor.exited_with(0));
-    CHECK(survivor.seconds - ended.back().seconds < 3 + 2);
+    CHECK(survivor.seconds - ended.back().seconds < 3 + 5); // with the end of the process
     MESSAGE("rank ", rank, " ended ", survivor.seconds - ended.back().seconds,
             " s after the last rank was killed");
   }
