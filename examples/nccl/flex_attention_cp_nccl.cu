@@ -30,6 +30,7 @@ constexpr examples::option own_options[] = {
      "how the ranks work together: ring, all-gather, ulysses, hybrid\n(two ranks to a shard), or "
      "all "
      "that suit the sizes (all)"},
+    {"limit", "SECONDS", "after which a rank that hears nothing from another gives up (60)"},
     {"help", nullptr, "this text"},
 };
 
@@ -158,7 +159,10 @@ int main(int count, char** words) try {
     print_help();
     return 0;
   }
-  nccl c = comm::from_environment({.time_limit = std::chrono::minutes{2}});
+  std::setvbuf(stdout, nullptr, _IOLBF,
+               BUFSIZ); // lines appear as checks end, also under a launcher
+  nccl c = comm::from_environment(
+      {.time_limit = std::chrono::seconds{line.whole("limit", 60, 1, 86400)}});
   flex::settings s = flex::read_problem(line, c.size());
   s.method = line.one_of("method", methods, "all");
   return run(c, s) ? 0 : 1;

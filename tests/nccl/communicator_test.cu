@@ -72,9 +72,43 @@ TEST_CASE("rank: messages and collectives") {
   check_messages(borrowed, s.get());
 }
 
+TEST_CASE("rank: long messages between registered memory on both sides") {
+  constexpr int count = 1 << 22;
+  nccl c = comm::from_environment({.time_limit = 30s, .register_buffers = true});
+  const comm::detail::stream s = comm::detail::make_stream();
+  const int n = c.size(), previous = (c.rank() + n - 1) % n;
+  numbers<int> mine{c, s.get(), std::vector<int>(count, c.rank())},
+      other{c, s.get(), std::vector<int>(count, -1)};
+  for (int repeat = 0; repeat < 2; ++repeat) {
+    const comm::transfer group[] = {comm::send((c.rank() + 1) % n, mine.data(), count),
+                                    comm::receive(previous, other.data(), count)};
+    c.start(s.get(), group).wait(s.get());
+    c.synchronize(s.get());
+    CHECK(other.get() == std::vector<int>(count, previous));
+  }
+}
+
+TEST_CASE("rank: long messages from memory of the caller's own") {
+  constexpr int count = 1 << 22;
+  nccl c = comm::from_environment({.time_limit = 30s});
+  const comm::detail::stream s = comm::detail::make_stream();
+  const int n = c.size(), previous = (c.rank() + n - 1) % n;
+  const comm::detail::device_memory own{count * sizeof(int)};
+  cudaMemset(own.data(), 1 + c.rank(), count * sizeof(int));
+  numbers<int> other{c, s.get(), std::vector<int>(count, -1)};
+  const comm::transfer group[] = {
+      comm::send((c.rank() + 1) % n, static_cast<int*>(own.data()), count),
+      comm::receive(previous, other.data(), count)};
+  c.start(s.get(), group).wait(s.get());
+  c.synchronize(s.get());
+  CHECK(other.get() == std::vector<int>(count, 0x01010101 * (1 + previous)));
+}
+
 TEST_CASE("processes: messages and collectives of several ranks" *
           doctest::skip(started_as_rank())) {
-  check_as_processes("rank:*", 60s);
+  check_as_processes("rank: messages*", 60s);
+  check_as_processes("rank: long*registered*", 60s);
+  check_as_processes("rank: long*own*", 60s);
 }
 
 TEST_CASE("processes: a rank that never comes is missed within the time limit" *

@@ -158,10 +158,10 @@ TEST_CASE("victim: a rank is killed in the middle of a ring step" *
           doctest::skip(!started_as_rank())) {
   constexpr auto limit = 3s;
   const bool ahead = std::getenv("MASKRING_TEST_AHEAD") != nullptr;
+  const case_sizes s{{1, 8, 8, 64, 64}, 4096, 4096};
+  const whole_inputs<bfloat16> in{7, s}; // before the ranks meet, after which they are watched
   nccl c = comm::from_environment({.time_limit = limit});
-  const case_sizes s{{1, 8, 8, 64, 64}, 8192, 8192};
-  const whole_inputs<bfloat16> in{7, s};
-  const any_layout split{"zigzag", 8192, c.size()};
+  const any_layout split{"zigzag", 4096, c.size()};
   auto part = part_of(in, split, c.rank());
   cp::ring driver{c, s.shape, split, any_mask{any_mask::causal}};
   const auto pass = [&] {
@@ -169,8 +169,10 @@ TEST_CASE("victim: a rank is killed in the middle of a ring step" *
              [](const auto&...) {});
     if (!ahead) c.synchronize(part.stream());
   };
-  pass();
+  pass(); // makes maps and connections
   c.synchronize(part.stream());
+  const int token = 0;
+  c.share(std::as_bytes(std::span{&token, 1})); // all have
   std::thread killer;
   if (c.rank() == c.size() - 1) {
     killer = std::thread{[] {
@@ -221,7 +223,15 @@ void check_killed(std::map<std::string, std::string> variables) {
 } // namespace
 
 TEST_CASE("processes: the drivers with several ranks" * doctest::skip(started_as_rank())) {
-  check_as_processes("rank:*", 180s);
+  check_as_processes("rank: the drivers*", 120s);
+}
+
+TEST_CASE("processes: a timeline of several ranks" * doctest::skip(started_as_rank())) {
+  check_as_processes("rank: a timeline*", 60s);
+}
+
+TEST_CASE("processes: ranks that disagree" * doctest::skip(started_as_rank())) {
+  check_as_processes("rank: ranks that disagree*", 60s);
 }
 
 TEST_CASE("processes: the others end within the time limit when a rank is killed" *

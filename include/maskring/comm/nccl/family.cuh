@@ -86,9 +86,12 @@ public:
     settle(comm, operation, status);
   }
 
-  /// Waits until an operation of `comm` that is in progress has ended.
+  /// Waits until what a call has begun on `comm` has ended. Some calls (ncclCommSplit) return success
+  /// while it is in progress, and the communicator must not be used until it says itself that it is
+  /// ready.
   void settle(ncclComm_t comm, const std::string& operation, ncclResult_t status) {
     const clock::time_point begin = clock::now();
+    if (status == ncclSuccess) status = ncclInProgress;
     while (status == ncclInProgress) {
       {
         const std::lock_guard lock{mutex_};
