@@ -32,7 +32,8 @@ TEST_CASE("drivers on a device: errors do not grow with the ranks") {
     const auto check = [&](const char* name, const auto& a, const auto& b, const auto& want) {
       CAPTURE(std::string{name});
       const double first = relative_error(a, want), last = relative_error(b, want);
-      MESSAGE(std::string{name_of(how)}, " ", std::string{name}, ": relative error ", first, " at 1 rank, ", last, " at 8");
+      MESSAGE(std::string{name_of(how)}, " ", std::string{name}, ": relative error ", first,
+              " at 1 rank, ", last, " at 8");
       CHECK(last <= 1.05 * first);
     };
     check("out", one.out, eight.out, exact.out);
@@ -65,6 +66,35 @@ TEST_CASE("drivers on a device: as one graph, replayed, the same bits") {
   }
 }
 
+TEST_CASE("drivers on a device: a driver may outlive the streams of its calls") {
+  const case_sizes s{{1, 2, 2, 64, 64}, 256, 256};
+  const whole_inputs<bfloat16> in{12, s};
+  const any_layout split{"zigzag", 256, 2};
+  const any_mask mask{any_mask::causal};
+  const auto exact = reference_results_of(in, mask);
+  comm::run_local(2, [&](comm::local& c) {
+    cp::ring driver{c, s.shape, split, mask};
+    case_sizes mine = s;
+    mine.q_len = mine.kv_len = split.size(c.rank());
+    for (int i = 0; i < 3; ++i) {
+      device_part<bfloat16, bfloat16, bfloat16> part{shard_of(in.q, split, c.rank()),
+                                                     shard_of(in.k, split, c.rank()),
+                                                     shard_of(in.v, split, c.rank()),
+                                                     shard_of(in.dout, split, c.rank()),
+                                                     shard_of(in.dlse, split, c.rank()),
+                                                     in.sink,
+                                                     mine};
+      part.run([&](const auto& given, const auto& out) { driver.forward(part.exec(), given, out); },
+               [&](const auto& kept, const auto& up, const auto& grad) {
+                 driver.backward(part.exec(), kept, up, grad);
+               });
+      CHECK(relative_error(part.read().out, shard_of(exact.out, split, c.rank())) < 1e-2);
+      const int token = 0;
+      c.share(std::as_bytes(std::span{&token, 1})); // nobody's memory goes before all have done
+    }
+  });
+}
+
 TEST_CASE("drivers on a device: a timeline of events") {
   const case_sizes s{{1, 4, 4, 64, 64}, 256, 256};
   const whole_inputs<bfloat16> in{11, s};
@@ -81,7 +111,8 @@ TEST_CASE("drivers on a device: a timeline of events") {
   const std::string trace = text.str();
   const auto count = [&](const std::string& part) {
     int found = 0;
-    for (auto at = trace.find(part); at != std::string::npos; at = trace.find(part, at + 1)) ++found;
+    for (auto at = trace.find(part); at != std::string::npos; at = trace.find(part, at + 1))
+      ++found;
     return found;
   };
   CHECK(count("\"cat\": \"compute\"") == 2 * 10); // forward and backward: 4 + 3 + 2 + 1 steps
@@ -99,8 +130,11 @@ TEST_CASE("drivers on a device: a window's traffic does not grow with the ranks"
   comm::traffic sent;
   const cp::shards split{any_layout{"contiguous", 2048, 8}};
   device_split_results<bfloat16, bfloat16>(
-      in, split, [&](comm::local& c) { return cp::ring{c, s.shape, split, mask}; }, 0, &sent,
-      false);
+      in, split,
+      [&](comm::local& c) {
+        return cp::ring{c, s.shape, split, mask};
+      },
+      0, &sent, false);
   for (int from = 0; from < 8; ++from) {
     for (int to = 0; to < 8; ++to) {
       const bool neighbours = to == from + 1 || to == from - 1;
@@ -120,13 +154,18 @@ TEST_CASE("drivers on a device: a rank that fails in the middle of a ring ends t
       const int rank = c.rank();
       case_sizes mine = s;
       mine.q_len = mine.kv_len = split.size(rank);
-      device_part<bfloat16, bfloat16, bfloat16> part{
-          shard_of(in.q, split, rank), shard_of(in.k, split, rank),   shard_of(in.v, split, rank),
-          shard_of(in.dout, split, rank), shard_of(in.dlse, split, rank), in.sink, mine};
+      device_part<bfloat16, bfloat16, bfloat16> part{shard_of(in.q, split, rank),
+                                                     shard_of(in.k, split, rank),
+                                                     shard_of(in.v, split, rank),
+                                                     shard_of(in.dout, split, rank),
+                                                     shard_of(in.dlse, split, rank),
+                                                     in.sink,
+                                                     mine};
       cp::ring driver{c, s.shape, split, any_mask{any_mask::causal}};
       const auto pass = [&] {
-        part.run([&](const auto& given, const auto& out) { driver.forward(part.exec(), given, out); },
-                 [](const auto&...) {});
+        part.run(
+            [&](const auto& given, const auto& out) { driver.forward(part.exec(), given, out); },
+            [](const auto&...) {});
       };
       pass();
       if (rank == 3) throw std::runtime_error{"rank 3 is gone"};

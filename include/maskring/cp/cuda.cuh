@@ -76,8 +76,8 @@ struct backend<cuda::executor<Dims>> {
   template <mask_mod Mask>
   static kept_map make_map(const executor& exec, const Mask& mask, const map_shape& sizes,
                            tile_shape tile) {
-    auto map =
-        std::make_shared<const cuda::block_map>(cuda::make_block_map(exec, mask, sizes, tile));
+    auto map = std::make_shared<cuda::block_map>(cuda::make_block_map(exec, mask, sizes, tile));
+    map->detach_from_stream(); // drivers keep it, and their callers' streams may go before them
     return {map->view(), map};
   }
 
