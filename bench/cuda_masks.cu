@@ -4,11 +4,13 @@
 
 #include "support/attention.cuh"
 
+#include <maskring/cuda/sums.cuh>
 #include <maskring/cuda/tables.cuh>
 #include <maskring/mask/basic.hpp>
 #include <maskring/mask/block_diffusion.hpp>
 #include <maskring/mask/compose.hpp>
 #include <maskring/mask/document.hpp>
+#include <maskring/score/bias.hpp>
 #include <maskring/score/position.hpp>
 #include <maskring/score/softcap.hpp>
 
@@ -42,6 +44,16 @@ int main(int count, char** arguments) try {
         medium);
   b.run("causal", mr::mask::causal{}, medium, "softcap 30", mr::score::softcap{30});
   b.run("causal", mr::mask::causal{}, medium, "alibi", mr::score::alibi{16});
+
+  const auto distances = mr::score::distance_buckets::t5(32, 128, false);
+  const mr::score::bias_table biases{std::vector<float>(16 * 32, 0.5f), 16, 32};
+  const mr::cuda::device_table buckets{timer, distances};
+  const mr::cuda::device_table values{timer, biases};
+  const mr::cuda::device_sums sums{timer, 16 * 32};
+  const mr::score::bias read{values.view(), buckets.view()};
+  b.run("causal", mr::mask::causal{}, medium, "t5 bias", read);
+  const mr::score::bias learned{values.view().with_gradient(sums.data()), buckets.view()};
+  b.run("causal", mr::mask::causal{}, medium, "t5 bias, learned", learned);
 } catch (const std::exception& failure) {
   std::fprintf(stderr, "%s\n", failure.what());
   return 1;

@@ -222,9 +222,10 @@ constexpr const char* score_introduction = R"(## Score modifiers
 A score modifier gets the scaled score and returns the new one, before the mask. Evaluated over a
 dual number it gives its own derivative. Modifiers follow one another with `>>`. Those with tables
 that learn (`learnable_score`) are handed the gradient of every kept score in the backward pass and
-add to sums in double precision; with context parallelism each rank adds its part, and
-`cp::sum_over_ranks` makes the whole of the parts. A logit for each head that joins the softmax's
-denominator is no modifier: see `inputs::with_sink`.
+add to sums that do not depend on the order (`score::exact_sum`); with context parallelism each rank
+adds its part, and `cp::sum_over_ranks` makes the whole of the parts
+([guide](guide.md#learning)). A logit for each head that joins the softmax's denominator is no
+modifier: see `inputs::with_sink`.
 
 Pictures: what a score of 0 becomes, for the second of four heads and 32 queries and keys, blue
 below and red above; for `none` and `softcap` the curve from -64 to 64.

@@ -34,7 +34,7 @@ constexpr const char* usage =
     "  --batch N --heads N sizes, of which --entry B --head H is drawn\n"
     "  --ranks N           split the sequence over so many ranks\n"
     "  --layout L          contiguous, zigzag or striped (zigzag)\n"
-    "  --method M          ring, all_gather or ulysses (ring)\n"
+    "  --method M          ring, all-gather or ulysses (ring)\n"
     "  --svg FILE          write a picture\n"
     "masks:\n";
 
@@ -77,9 +77,9 @@ settings read(int count, char** words) {
   if (s.entry >= s.batch || s.head >= s.heads) {
     throw std::invalid_argument("--entry and --head are beyond --batch and --heads");
   }
-  if (s.method != "ring" && s.method != "all_gather" && s.method != "ulysses") {
+  if (s.method != "ring" && s.method != "all-gather" && s.method != "ulysses") {
     throw std::invalid_argument("--method is '" + s.method +
-                                "', expected ring, all_gather or ulysses");
+                                "', expected ring, all-gather or ulysses");
   }
   return s;
 }
@@ -133,7 +133,7 @@ std::string draw_whole(const settings& s, const any_mask& mask, svg& picture) {
   return picture.finish(w + 40, bottom + 16);
 }
 
-// A rank's queries against a shard of keys (ring), or against all of them (all_gather).
+// A rank's queries against a shard of keys (ring), or against all of them (all-gather).
 template <class Layout>
 std::string draw_ranks(const settings& s, const any_mask& mask, svg& picture) {
   const Layout queries{s.tokens, s.ranks}, keys{s.keys, s.ranks};

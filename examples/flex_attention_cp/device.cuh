@@ -10,40 +10,6 @@ namespace flex {
 
 using namespace maskring;
 
-/// The masks that the programs have kernels for, behind one type.
-struct device_mask {
-  enum { full, causal, window, prefix } kind = full;
-  int argument = 0;
-
-  constexpr auto operator()(auto, auto, auto q, auto kv) const -> decltype(q >= kv) {
-    switch (kind) {
-    case causal:
-      return q >= kv;
-    case window:
-      return (q >= kv) & (q - kv <= argument);
-    case prefix:
-      return (q >= kv) | (kv < argument);
-    default:
-      return decltype(q >= kv){true};
-    }
-  }
-};
-
-inline device_mask mask_named(const settings& s) {
-  const auto colon = s.mask.find(':');
-  const std::string name = s.mask.substr(0, colon);
-  const auto argument = [&] {
-    return colon == std::string::npos ? 0 : std::stoi(s.mask.substr(colon + 1));
-  };
-  if (name == "full") return {};
-  if (name == "causal") return {device_mask::causal, 0};
-  if (name == "sliding_window") return {device_mask::window, argument()};
-  if (name == "prefix_lm") return {device_mask::prefix, argument()};
-  throw std::invalid_argument("--mask is " + s.mask +
-                              ", expected full, causal, sliding_window:W or prefix_lm:P on GPUs "
-                              "(the kernels are compiled for these)");
-}
-
 /// A host array's copy on the device.
 class on_device {
 public:
@@ -76,6 +42,8 @@ void run(whole<float>& x, Forward forward, Backward backward) {
   const view<float, 3> lse{static_cast<float*>(rows.data()),
                            {x.q.shape[0], x.q.shape[1], x.q.shape[2]}};
   const comm::detail::stream stream = comm::detail::make_stream();
+  // Copies of pageable memory may end after the call; the new stream does not wait for them.
+  comm::detail::require_cuda(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
   {
     maskring::cuda::workspace scratch;
     const auto exec = maskring::cuda::on(stream.get(), scratch, maskring::cuda::head_dims<64>);

@@ -45,6 +45,40 @@ void print_help() {
       command_line::list(flex::with_problem_options(own_options)).c_str());
 }
 
+/// The masks that this program has kernels for, behind one type.
+struct device_mask {
+  enum { full, causal, window, prefix } kind = full;
+  int argument = 0;
+
+  constexpr auto operator()(auto, auto, auto q, auto kv) const -> decltype(q >= kv) {
+    switch (kind) {
+    case causal:
+      return q >= kv;
+    case window:
+      return (q >= kv) & (q - kv <= argument);
+    case prefix:
+      return (q >= kv) | (kv < argument);
+    default:
+      return decltype(q >= kv){true};
+    }
+  }
+};
+
+device_mask mask_named(const flex::settings& s) {
+  const auto colon = s.mask.find(':');
+  const std::string name = s.mask.substr(0, colon);
+  const auto argument = [&] {
+    return colon == std::string::npos ? 0 : std::stoi(s.mask.substr(colon + 1));
+  };
+  if (name == "full") return {};
+  if (name == "causal") return {device_mask::causal, 0};
+  if (name == "sliding_window") return {device_mask::window, argument()};
+  if (name == "prefix_lm") return {device_mask::prefix, argument()};
+  throw std::invalid_argument("--mask is " + s.mask +
+                              ", expected full, causal, sliding_window:W or prefix_lm:P on GPUs "
+                              "(the kernels are compiled for these)");
+}
+
 /// A rank's tokens of all arrays.
 template <class T, class Layout>
 flex::whole<T> shard_of(flex::whole<T>& all, const flex::sizes& n, const Layout& layout, int rank) {
@@ -76,7 +110,7 @@ struct solved {
   flex::whole<double> reference;
   double largest_score;
 
-  solved(const flex::settings& s, const flex::device_mask& mask)
+  solved(const flex::settings& s, const device_mask& mask)
       : local{s.n, s.n.tokens}, reference{s.n, s.n.tokens} {
     flex::fill_normal(local, s.seed);
     largest_score = flex::dense(s.n, local, mask, score::none{}, reference);
@@ -109,7 +143,7 @@ bool check_driver(const char* name, nccl& c, const flex::settings& s, solved& w,
 
 bool run(nccl& c, const flex::settings& s) {
   const flex::sizes& n = s.n;
-  const flex::device_mask mask = flex::mask_named(s);
+  const device_mask mask = mask_named(s);
   const cp::shape shape{n.batch, n.heads, n.kv_heads, n.dim, n.v_dim};
   const any_layout layout{s.layout, n.tokens, c.size()};
   if (c.rank() == 0) {

@@ -17,7 +17,9 @@ class any_score {
 public:
   template <maskring::score_mod Score>
   explicit any_score(const Score* score)
-      : score_{score}, on_float_{&call<Score, float>}, on_double_{&call<Score, double>},
+      : score_{score},
+        on_float_{&call<Score, float>},
+        on_double_{&call<Score, double>},
         on_dual_{&call<Score, maskring::dual<float>>},
         on_dual_double_{&call<Score, maskring::dual<double>>} {}
 
@@ -51,32 +53,46 @@ private:
   function<maskring::dual<double>> on_dual_double_;
 };
 
-/// Makes score modifiers from text, and keeps them and their tables: names as with_score takes them,
-/// joined by > for one after the other.
-class score_library {
+/// Keeps score modifiers on the host, and their tables.
+class host_scores {
 public:
-  explicit score_library(const mask_shape& shape) : shape_{shape} {}
-
-  /// @throws std::invalid_argument for unknown names and bad arguments.
-  any_score operator()(const std::string& text) {
-    if (const auto at = text.rfind('>'); at != std::string::npos) {
-      return keep(maskring::score::then<any_score, any_score>{(*this)(text.substr(0, at)),
-                                                              (*this)(text.substr(at + 1))});
-    }
-    return with_score(text, shape_, tables_, [&](auto score, const char*) { return keep(score); });
-  }
-
-private:
+  host_tables& tables() { return tables_; }
   template <class Score>
-  any_score keep(const Score& score) {
+  any_score operator()(const Score& score) {
     const auto kept = std::make_shared<const Score>(score);
     scores_.push_back(kept);
     return any_score{kept.get()};
   }
 
-  mask_shape shape_;
+private:
   host_tables tables_;
   std::vector<std::shared_ptr<const void>> scores_;
 };
 
-}  // namespace examples
+/// Makes score modifiers from text: names as with_score takes them, joined by > for one after the
+/// other. The keeper keeps them and makes one type of all.
+template <class Keeper>
+class named_scores {
+public:
+  using any = decltype(std::declval<Keeper&>()(maskring::score::none{}));
+
+  explicit named_scores(const mask_shape& shape) : shape_{shape} {}
+
+  /// @throws std::invalid_argument for unknown names and bad arguments.
+  any operator()(const std::string& text) {
+    if (const auto at = text.rfind('>'); at != std::string::npos) {
+      return keep_(maskring::score::then<any, any>{(*this)(text.substr(0, at)),
+                                                   (*this)(text.substr(at + 1))});
+    }
+    return with_score(text, shape_, keep_.tables(),
+                      [&](const auto& score, const char*) { return keep_(score); });
+  }
+
+private:
+  mask_shape shape_;
+  Keeper keep_;
+};
+
+using score_library = named_scores<host_scores>;
+
+} // namespace examples

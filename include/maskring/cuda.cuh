@@ -7,6 +7,7 @@
 #include <maskring/cuda/error.cuh>
 #include <maskring/cuda/executor.cuh>
 #include <maskring/cuda/forward.cuh>
+#include <maskring/cuda/sums.cuh>
 #include <maskring/cuda/tables.cuh>
 #include <maskring/cuda/workspace.cuh>
 #include <maskring/maskring.hpp>

@@ -36,6 +36,7 @@
 #include <maskring/score/bias.hpp>
 #include <maskring/score/compose.hpp>
 #include <maskring/score/concepts.hpp>
+#include <maskring/score/exact_sum.hpp>
 #include <maskring/score/position.hpp>
 #include <maskring/score/rotary_part.hpp>
 #include <maskring/score/softcap.hpp>

@@ -95,6 +95,7 @@ TEST_CASE("rank: long messages from memory of the caller's own") {
   const int n = c.size(), previous = (c.rank() + n - 1) % n;
   const comm::detail::device_memory own{count * sizeof(int)};
   cudaMemset(own.data(), 1 + c.rank(), count * sizeof(int));
+  cudaDeviceSynchronize();
   numbers<int> other{c, s.get(), std::vector<int>(count, -1)};
   const comm::transfer group[] = {
       comm::send((c.rank() + 1) % n, static_cast<int*>(own.data()), count),

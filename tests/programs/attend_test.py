@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -175,6 +176,29 @@ for way in ([], ["--ranks", "2", "--layout", "zigzag"]):
     expect(crowd, crowd.results(padding), 5e-6, "--mask", "key_padding:8", *way)
 expect(problem, problem.results(masks["full"], change=softcap), 5e-6, "--score", "softcap:2")
 
+# Every mask and score modifier by name, the sequence whole and split.
+
+help_text = attend("--help")
+parts = help_text.split("A SCORE")
+named = [re.findall(r"^  ([a-z0-9_]+)(?::|\[| )", part.split("\n", 1)[1], re.M) for part in parts]
+every_mask, every_score = named[0][named[0].index("full"):], named[1][:named[1].index("contiguous")]
+if len(every_mask) < 25 or len(every_score) < 10:
+    fail(f"--help lists the masks {every_mask} and the score modifiers {every_score}")
+needed = {"sliding_window": ":4", "attention_sink": ":3:2", "dilated_window": ":6:2", "prefix_lm": ":6"}
+wide = Problem(1, 2, 1, 64, 64, 2, 2)
+for name, values in wide.data.items():
+    write(f"{name}.npy", wide.shapes[name], values)
+write("sixty-four.npy", (3,), [20, 30, 14], "i4")
+for i, words in enumerate([["--mask", m + needed.get(m, "")] for m in every_mask]
+                          + [["--score", s] for s in every_score]):
+    given = ["--q", "q.npy", "--k", "k.npy", "--v", "v.npy", "--doc-lengths", "sixty-four.npy", *words]
+    layout = ("contiguous", "zigzag", "striped")[i % 3]
+    attend(*given, "--out", "whole-result.npy")
+    attend(*given, "--out", "split-result.npy", "--ranks", "3", "--layout", layout)
+    whole, split = read("whole-result.npy")[1], read("split-result.npy")[1]
+    if not all(abs(a - b) <= 5e-6 for a, b in zip(whole, split)):
+        fail(f"{words}: three ranks and one differ")
+
 # Bad input: status 2, one line that says what is wrong, nothing written.
 
 q, k = problem.shapes["q"], problem.shapes["k"]
@@ -265,7 +289,6 @@ after = [name for name in sorted(os.listdir()) if not name.endswith("-result.npy
 if after != before:
     fail(f"bad input left {set(after) - set(before)}")
 
-help_text = attend("--help")
 for word in ["usage: attend", "--grad-out", "sliding_window:W", "zigzag", "Exit status"]:
     if word not in help_text:
         fail(f"--help does not mention {word}")

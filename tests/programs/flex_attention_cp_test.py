@@ -95,7 +95,7 @@ for words, message in [
         (["--heads", "8", "--kv-heads", "3"], "--heads is 8, expected a multiple of --kv-heads, which is 3"),
         (["--mask", "causl"], "no mask is called 'causl'"),
         (["--score", "alibis"], "no score modifier is called 'alibis'"),
-        (["--score", "softcap:-1"], "cap is -1, expected a positive number"),
+        (["--score", "softcap:-1"], "cap is -1, expected a number above 1e-38"),
         (["--layout", "spiral"], "expected one of contiguous, zigzag, striped"),
         (["--method", "tree"], "expected one of ring, all-gather"),
         (["--device", "abacus"], "--device is 'abacus'"),

@@ -34,7 +34,7 @@ with tempfile.TemporaryDirectory() as folder:
         show(name, "--tokens", "700", "--tile", "64", "--svg", picture)
         xml.etree.ElementTree.parse(picture)
     for layout in ("contiguous", "zigzag", "striped"):
-        for method in ("ring", "all_gather", "ulysses"):
+        for method in ("ring", "all-gather", "ulysses"):
             show("document_causal:90&!sliding_window:5|full", "--tokens", "700", "--keys", "650",
                  "--tile", "32", "--ranks", "3", "--layout", layout, "--method", method, "--heads",
                  "6", "--svg", picture)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gradients of what score modifiers and sinks learn, against finite differences in double precision.
-#include "cp/problems.hpp"
+// Gradients of what score modifiers and sinks learn, against finite differences in double
+// precision.
+#include "score/learning.hpp"
 
 #include <maskring/cp/sum.hpp>
 #include <maskring/mask/basic.hpp>
@@ -21,12 +22,6 @@ namespace {
 
 const case_sizes sizes{{.batch = 2, .q_heads = 4, .kv_heads = 2, .qk_dim = 8, .v_dim = 5}, 37, 37};
 
-auto inputs_of(const whole_inputs<float>& in) {
-  auto given = inputs{*in.q, *in.k, *in.v};
-  given.sink = in.sink_view();
-  return given;
-}
-
 // Σ dout·out + Σ dlse·lse in double precision.
 template <class Mask, class Score>
 double loss(const whole_inputs<float>& in, const Mask& mask, const Score& score) {
@@ -38,30 +33,6 @@ double loss(const whole_inputs<float>& in, const Mask& mask, const Score& score)
     if (std::isfinite(fwd.lse(i...))) sum += fwd.lse(i...) * double{in.dlse(i...)};
   });
   return sum;
-}
-
-// What a backward pass in double precision hands to the score modifier.
-template <class Mask, class Score>
-void hand_gradients(const whole_inputs<float>& in, const Mask& mask, const Score& score) {
-  const auto given = inputs_of(in);
-  const auto fwd = reference_forward(given, mask, score);
-  const double scale = reference_scale(given, {});
-  const index_t group = in.q.extent(1) / in.k.extent(1);
-  for_each_index((*fwd.lse).extents, [&](index_t b, index_t h, index_t i) {
-    if (!std::isfinite(fwd.lse(b, h, i))) return;
-    double delta = -double{in.dlse(b, h, i)};
-    for (index_t d = 0; d < in.v.extent(3); ++d) delta += in.dout(b, h, i, d) * fwd.out(b, h, i, d);
-    const auto changed = reference_scores(given, scale, mask, score, b, h, i);
-    const auto plain = reference_scores(given, scale, mask, score::none{}, b, h, i);
-    for (index_t j = 0; j < in.k.extent(2); ++j) {
-      const double p = std::exp(changed[j].value - fwd.lse(b, h, i));
-      if (p == 0) continue;
-      double dp = 0;
-      for (index_t d = 0; d < in.v.extent(3); ++d) dp += in.dout(b, h, i, d) * in.v(b, h / group, j, d);
-      score.add_gradient(p * (dp - delta), plain[j].value, static_cast<int>(b), static_cast<int>(h),
-                         static_cast<int>(i), static_cast<int>(j));
-    }
-  });
 }
 
 // The central difference of `f` in one of the numbers that it reads.
@@ -76,28 +47,13 @@ double difference(float& x, F f) {
   return (above - below) / (high - low);
 }
 
-double host_gradient_error(std::span<const double> learned, std::span<const double> expected) {
-  double worst = 0, size = 1;
-  for (std::size_t i = 0; i < expected.size(); ++i) {
-    worst = std::max(worst, std::abs(learned[i] - expected[i]));
-    size = std::max(size, std::abs(expected[i]));
-  }
-  return worst / size;
-}
-
-std::vector<float> small_numbers(std::size_t count) {
-  std::vector<float> out(count);
-  for (std::size_t i = 0; i < count; ++i) out[i] = static_cast<float>(i * 37 % 19) / 19.0f - 0.5f;
-  return out;
-}
-
 template <class Make>
 void check_bias(score::bias_table& table, Make make) {
   const whole_inputs<float> in{5, sizes};
   const mask::prefix_lm mask{9};
   table.clear_gradient();
   hand_gradients(in, mask, make(table.learning()));
-  const std::vector<double> expected(table.gradient().begin(), table.gradient().end());
+  const std::vector<double> expected = table.gradient();
   double worst = 0;
   for (std::size_t i = 0; i < expected.size(); ++i) {
     const double slope =
@@ -109,7 +65,7 @@ void check_bias(score::bias_table& table, Make make) {
   table.clear_gradient();
   const auto modifier = make(table.learning());
   local_results<float, float>(in, mask, modifier);
-  CHECK(host_gradient_error(table.gradient(), expected) < 1e-5);
+  CHECK(gradient_error(table.gradient(), expected) < 1e-5);
 }
 
 } // namespace
@@ -117,7 +73,9 @@ void check_bias(score::bias_table& table, Make make) {
 TEST_CASE("the table of a bias learns") {
   const auto buckets = score::distance_buckets::t5(8, 20, true);
   score::bias_table by_head{small_numbers(32), 4, 8}, shared{small_numbers(8), 1, 8};
-  const auto plain = [&](const score::bias_view& view) { return score::bias{view, buckets.view()}; };
+  const auto plain = [&](const score::bias_view& view) {
+    return score::bias{view, buckets.view()};
+  };
   check_bias(by_head, plain);
   check_bias(shared, plain);
 }
@@ -130,26 +88,48 @@ TEST_CASE("a table learns through what comes after it, and after what comes befo
   });
 }
 
+TEST_CASE("what a table learns is the same bits each time, whatever the number of threads") {
+  const case_sizes large{
+      {.batch = 2, .q_heads = 4, .kv_heads = 2, .qk_dim = 16, .v_dim = 16}, 700, 700};
+  const whole_inputs<float> in{11, large};
+  const auto buckets = score::distance_buckets::t5(8, 200, true);
+  score::bias_table table{small_numbers(8), 1, 8}; // shared by all heads: all threads add to it
+  const auto learned = [&](int threads) {
+    const score::bias modifier{table.learning(), buckets.view()};
+    whole_results<float, float> r{large};
+    const host exec{threads};
+    forward(exec, inputs_of(in), results{*r.out, *r.lse}, mask::causal{}, modifier);
+    table.clear_gradient();
+    backward(exec, saved{*in.q, *in.k, *in.v, *r.out, *r.lse}, upstream{*in.dout},
+             gradients{*r.dq, *r.dk, *r.dv}, mask::causal{}, modifier);
+    return table.gradient();
+  };
+  const std::vector<double> once = learned(1);
+  CHECK(std::any_of(once.begin(), once.end(), [](double x) { return x != 0; }));
+  for (int threads : {1, 2, 3, 8}) CHECK(learned(threads) == once);
+}
+
 TEST_CASE("rotated queries and keys learn") {
   whole_inputs<float> in{6, sizes};
   const mask::causal mask;
   std::mt19937_64 random{7};
-  auto q = random_tensor<float, 4>(random, {2, 4, 37, 2}), k = random_tensor<float, 4>(random, {2, 2, 37, 2});
-  tensor<double, 4> dq{{2, 4, 37, 2}}, dk{{2, 2, 37, 2}};
+  auto q = random_tensor<float, 4>(random, {2, 4, 37, 2}),
+       k = random_tensor<float, 4>(random, {2, 2, 37, 2});
+  tensor<score::exact_sum, 4> dq{{2, 4, 37, 2}}, dk{{2, 2, 37, 2}};
   const auto modifier = [&] { return score::rotary_part{*q, *k, 0.4f}; };
   hand_gradients(in, mask, modifier().with_gradient(*dq, *dk));
   for (auto [b, h, i, d] : {std::array<int, 4>{0, 1, 30, 0}, {1, 3, 5, 1}, {1, 0, 36, 1}}) {
     const double slope = difference(q(b, h, i, d), [&] { return loss(in, mask, modifier()); });
-    CHECK(slope == doctest::Approx(dq(b, h, i, d)).epsilon(1e-5));
+    CHECK(slope == doctest::Approx(dq(b, h, i, d).value()).epsilon(1e-5));
   }
   for (auto [b, h, i, d] : {std::array<int, 4>{0, 1, 3, 0}, {1, 0, 0, 1}, {1, 1, 20, 1}}) {
     const double slope = difference(k(b, h, i, d), [&] { return loss(in, mask, modifier()); });
-    CHECK(slope == doctest::Approx(dk(b, h, i, d)).epsilon(1e-5));
+    CHECK(slope == doctest::Approx(dk(b, h, i, d).value()).epsilon(1e-5));
   }
-  tensor<double, 4> host_dq{{2, 4, 37, 2}}, host_dk{{2, 2, 37, 2}};
+  tensor<score::exact_sum, 4> host_dq{{2, 4, 37, 2}}, host_dk{{2, 2, 37, 2}};
   local_results<float, float>(in, mask, modifier().with_gradient(*host_dq, *host_dk));
-  CHECK(host_gradient_error(host_dq.storage(), dq.storage()) < 1e-5);
-  CHECK(host_gradient_error(host_dk.storage(), dk.storage()) < 1e-5);
+  CHECK(gradient_error(values_of(host_dq), values_of(dq)) < 1e-5);
+  CHECK(gradient_error(values_of(host_dk), values_of(dk)) < 1e-5);
 }
 
 TEST_CASE("sink logits learn") {
@@ -157,8 +137,7 @@ TEST_CASE("sink logits learn") {
   const mask::sliding_window mask{6};
   const auto r = local_results<float, float>(in, mask, score::softcap{5});
   for (index_t h = 0; h < 4; ++h) {
-    const double slope =
-        difference(in.sink(h), [&] { return loss(in, mask, score::softcap{5}); });
+    const double slope = difference(in.sink(h), [&] { return loss(in, mask, score::softcap{5}); });
     CHECK(slope == doctest::Approx(r.dsink(h)).epsilon(1e-4));
   }
 }
@@ -175,20 +154,21 @@ TEST_CASE("under context parallelism the ranks' parts of a table's gradient add 
     const cp::shards<Layout, Layout> split{layout, layout};
     std::vector<score::bias_table> tables(3, whole);
     for (auto& table : tables) table.clear_gradient();
-    const auto got = split_results<float, float>(
-        in, split, [&](auto& comm) {
-          auto& table = tables[static_cast<std::size_t>(comm.rank())];
-          return cp::ring{comm, sizes.shape, split, mask,
-                          score::bias{table.learning(), buckets.view()}};
-        });
-    CHECK(largest_error(got, expected) < 1e-5);
-    comm::run_ranks(3, [&](comm::threads& comm) {
-      cp::sum_over_ranks(comm, tables[static_cast<std::size_t>(comm.rank())].gradient());
+    const auto got = split_results<float, float>(in, split, [&](auto& comm) {
+      auto& table = tables[static_cast<std::size_t>(comm.rank())];
+      return cp::ring{comm, sizes.shape, split, mask,
+                      score::bias{table.learning(), buckets.view()}};
     });
-    for (auto& table : tables) {
-      CHECK(host_gradient_error(table.gradient(), whole.gradient()) < 1e-5);
-      CHECK(std::equal(table.gradient().begin(), table.gradient().end(),
-                       tables[0].gradient().begin()));
+    CHECK(largest_error(got, expected) < 1e-5);
+    std::vector<std::vector<double>> sums(3);
+    comm::run_ranks(3, [&](comm::threads& comm) {
+      const auto rank = static_cast<std::size_t>(comm.rank());
+      sums[rank] = tables[rank].gradient();
+      cp::sum_over_ranks(comm, std::span{sums[rank]});
+    });
+    for (const auto& sum : sums) {
+      CHECK(gradient_error(sum, whole.gradient()) < 1e-5);
+      CHECK(sum == sums[0]);
     }
   };
   check(shard::contiguous{37, 3});

@@ -49,7 +49,7 @@ void check_score(const char* name, const Score& score, const Definition& definit
       }
     }
   }
-  CHECK(worst < 1e-6);  // tables hold floats
+  CHECK(worst < 1e-6); // tables hold floats
   CHECK(worst_float < 1e-5);
   CHECK(worst_derivative < 1e-7);
 }
@@ -74,41 +74,62 @@ int t5_bucket(int relative_position, bool bidirectional, int buckets, int farthe
   }
   const int exact = buckets / 2;
   if (relative_position < exact) return out + relative_position;
-  const int large = exact + static_cast<int>(std::log(relative_position / double(exact)) /
-                                                 std::log(farthest / double(exact)) *
-                                                 (buckets - exact) + 1e-9);
+  const int large =
+      exact + static_cast<int>(std::log(relative_position / double(exact)) /
+                                   std::log(farthest / double(exact)) * (buckets - exact) +
+                               1e-9);
   return out + std::min(large, buckets - 1);
 }
 
 } // namespace
 
 TEST_CASE("score modifiers are what their definitions say, and differentiate themselves") {
-  check_score("none", score::none{}, [](double s, int, int, int, int) { return s; }, 1, 1, 5, 7);
-  check_score("relative", score::relative{},
-              [](double s, int, int, int q, int k) { return s + (q - k); }, 1, 2, 61, 47);
-  check_score("alibi", score::alibi{6},
-              [](double s, int, int h, int q, int k) {
-                return s + (k - q) * std::pow(2.0, -8.0 * (h + 1) / 6);
-              },
-              1, 6, 61, 47);
-  check_score("softcap", score::softcap{20},
-              [](double s, int, int, int, int) { return 20 * std::tanh(s / 20); }, 2, 1, 31, 17);
+  check_score(
+      "none", score::none{}, [](double s, int, int, int, int) { return s; }, 1, 1, 5, 7);
+  check_score(
+      "relative", score::relative{}, [](double s, int, int, int q, int k) { return s + (q - k); },
+      1, 2, 61, 47);
+  check_score(
+      "alibi", score::alibi{6},
+      [](double s, int, int h, int q, int k) {
+        return s + (k - q) * std::pow(2.0, -8.0 * (h + 1) / 6);
+      },
+      1, 6, 61, 47);
+  check_score(
+      "softcap", score::softcap{20},
+      [](double s, int, int, int, int) { return 20 * std::tanh(s / 20); }, 2, 1, 31, 17);
   const auto slopes = score::alibi_slopes::table(std::vector<float>{0.5f, -0.25f, 3.0f}, 3);
-  check_score("alibi_slopes", score::alibi_slopes{slopes.view()},
-              [](double s, int, int h, int q, int k) {
-                return s + (k - q) * (h == 0 ? 0.5 : h == 1 ? -0.25 : 3.0);
-              },
-              1, 3, 61, 47);
+  check_score(
+      "alibi_slopes", score::alibi_slopes{slopes.view()},
+      [](double s, int, int h, int q, int k) {
+        return s + (k - q) * (h == 0 ? 0.5 : h == 1 ? -0.25 : 3.0);
+      },
+      1, 3, 61, 47);
   const auto sums = score::sandwich::table(16, 61);
-  check_score("sandwich", score::sandwich{sums.view(), 4},
-              [](double s, int, int h, int q, int k) {
-                double sum = 0;
-                for (int i = 0; i < 8; ++i) {
-                  sum += std::cos(std::abs(q - k) * std::pow(10000.0, -2.0 * i / 16));
-                }
-                return s + sum * 4 / (8.0 * (h + 1));
-              },
-              1, 4, 61, 47);
+  check_score(
+      "sandwich", score::sandwich{sums.view(), 4},
+      [](double s, int, int h, int q, int k) {
+        double sum = 0;
+        for (int i = 0; i < 8; ++i) {
+          sum += std::cos(std::abs(q - k) * std::pow(10000.0, -2.0 * i / 16));
+        }
+        return s + sum * 4 / (8.0 * (h + 1));
+      },
+      1, 4, 61, 47);
+}
+
+TEST_CASE("alibi's slopes are right for any number of heads") {
+  double worst = 0, worst_float = 0;
+  for (int heads = 1; heads <= 200; ++heads) {
+    const score::alibi modifier{heads};
+    for (int h = 0; h < heads; ++h) {
+      const double slope = std::exp2(-8.0 * (h + 1) / heads);
+      worst = std::max(worst, std::abs(modifier(0.0, 0, h, 0, 1) / slope - 1));
+      worst_float = std::max(worst_float, std::abs(modifier(0.0f, 0, h, 0, 1) / slope - 1));
+    }
+  }
+  CHECK(worst < 1e-15);
+  CHECK(worst_float < 3e-7);
 }
 
 TEST_CASE("biases by distance and by pair") {
@@ -117,30 +138,33 @@ TEST_CASE("biases by distance and by pair") {
     const auto buckets = score::distance_buckets::t5(32, 50, bidirectional);
     const auto values = random_floats(heads * 32, 1);
     const score::bias_table table{values, heads, 32};
-    check_score("T5", score::bias{table.view(), buckets.view()},
-                [&](double s, int, int h, int q, int k) {
-                  return s + double{values[h * 32 + t5_bucket(k - q, bidirectional, 32, 50)]};
-                },
-                1, heads, 131, 97);
+    check_score(
+        "T5", score::bias{table.view(), buckets.view()},
+        [&](double s, int, int h, int q, int k) {
+          return s + double{values[h * 32 + t5_bucket(k - q, bidirectional, 32, 50)]};
+        },
+        1, heads, 131, 97);
   }
   const auto clipped = score::distance_buckets::clipped(9);
   const auto values = random_floats(19, 2);
   const score::bias_table shared{values, 1, 19};
-  check_score("clipped", score::bias{shared.view(), clipped.view()},
-              [&](double s, int, int, int q, int k) {
-                return s + double{values[std::min(std::max(k - q, -9), 9) + 9]};
-              },
-              1, heads, 61, 47);
+  check_score(
+      "clipped", score::bias{shared.view(), clipped.view()},
+      [&](double s, int, int, int q, int k) {
+        return s + double{values[std::min(std::max(k - q, -9), 9) + 9]};
+      },
+      1, heads, 61, 47);
   std::vector<int> hops;
   for (int i = 0; i < 61 * 47; ++i) hops.push_back(i * 31 % 7);
   const score::pair_buckets graph{hops, 61, 47, 7};
   const auto by_hops = random_floats(heads * 7, 3);
   const score::bias_table table{by_hops, heads, 7};
-  check_score("Graphormer", score::bias{table.view(), graph.view()},
-              [&](double s, int, int h, int q, int k) {
-                return s + double{by_hops[h * 7 + hops[q * 47 + k]]};
-              },
-              1, heads, 61, 47);
+  check_score(
+      "Graphormer", score::bias{table.view(), graph.view()},
+      [&](double s, int, int h, int q, int k) {
+        return s + double{by_hops[h * 7 + hops[q * 47 + k]]};
+      },
+      1, heads, 61, 47);
 }
 
 TEST_CASE("the rotary part of latent attention") {
@@ -148,13 +172,14 @@ TEST_CASE("the rotary part of latent attention") {
   std::mt19937_64 random{4};
   const auto q = testing::random_tensor<float, 4>(random, {batch, heads, q_len, dim});
   const auto k = testing::random_tensor<float, 4>(random, {batch, kv_heads, kv_len, dim});
-  check_score("rotary_part", score::rotary_part{*q, *k, 0.3f},
-              [&](double s, int b, int h, int i, int j) {
-                double dot = 0;
-                for (int d = 0; d < dim; ++d) dot += double{q(b, h, i, d)} * k(b, h / 2, j, d);
-                return s + double{0.3f} * dot;
-              },
-              batch, heads, q_len, kv_len);
+  check_score(
+      "rotary_part", score::rotary_part{*q, *k, 0.3f},
+      [&](double s, int b, int h, int i, int j) {
+        double dot = 0;
+        for (int d = 0; d < dim; ++d) dot += double{q(b, h, i, d)} * k(b, h / 2, j, d);
+        return s + double{0.3f} * dot;
+      },
+      batch, heads, q_len, kv_len);
 }
 
 TEST_CASE("modifiers one after the other, and under the context-parallel rewrite") {
@@ -166,11 +191,12 @@ TEST_CASE("modifiers one after the other, and under the context-parallel rewrite
   const shard::zigzag layout{96, 3};
   for (int rank = 0; rank < 3; ++rank) {
     const auto q_map = layout.map(rank), kv_map = layout.map((rank + 1) % 3);
-    check_score("rewritten", shard::rewrite(both, q_map, kv_map),
-                [&](double s, int b, int h, int q, int k) {
-                  return definition(s, b, h, q_map(q), kv_map(k));
-                },
-                1, 4, 32, 32);
+    check_score(
+        "rewritten", shard::rewrite(both, q_map, kv_map),
+        [&](double s, int b, int h, int q, int k) {
+          return definition(s, b, h, q_map(q), kv_map(k));
+        },
+        1, 4, 32, 32);
   }
 }
 
@@ -197,7 +223,8 @@ TEST_CASE("score modifiers refuse bad arguments") {
   const score::bias_table table{std::vector<float>{1, 2}, 1, 2};
   const auto three = score::distance_buckets::clipped(1);
   CHECK_THROWS_WITH_AS((score::bias{table.view(), three.view()}),
-                       "maskring: bias: the table has 2 buckets, expected 3", std::invalid_argument);
+                       "maskring: bias: the table has 2 buckets, expected 3",
+                       std::invalid_argument);
   std::vector<float> data(24);
   const view<const float, 4> q{data.data(), {1, 3, 2, 4}}, k{data.data(), {1, 2, 3, 4}};
   CHECK_THROWS_AS((score::rotary_part{q, k, 1.0f}), std::invalid_argument);

@@ -2,6 +2,8 @@
 // Numbers that carry a derivative: how a score modifier differentiates itself.
 #pragma once
 
+#include <maskring/core/fast_float.hpp>
+
 #include <cmath>
 #include <concepts>
 #include <type_traits>
@@ -10,7 +12,7 @@ namespace maskring {
 
 /// A value and its derivative with respect to the unmodified score (forward-mode automatic
 /// differentiation; R. E. Wengert, 1964). Arithmetic follows the rules of calculus.
-template <std::floating_point T>
+template <plain_real T>
 struct dual {
   T value = 0;
   T derivative = 0;
@@ -36,6 +38,16 @@ struct dual {
     const T quotient = a.value / b.value;
     return {quotient, (a.derivative - quotient * b.derivative) / b.value};
   }
+
+  // With a constant: nothing is added that is known to be 0, which compilers must keep.
+  friend constexpr dual operator+(dual a, T b) { return {a.value + b, a.derivative}; }
+  friend constexpr dual operator+(T a, dual b) { return b + a; }
+  friend constexpr dual operator-(dual a, T b) { return {a.value - b, a.derivative}; }
+  friend constexpr dual operator-(T a, dual b) { return {a - b.value, -b.derivative}; }
+  friend constexpr dual operator*(dual a, T b) { return {a.value * b, a.derivative * b}; }
+  friend constexpr dual operator*(T a, dual b) { return b * a; }
+  friend constexpr dual operator/(dual a, T b) { return {a.value / b, a.derivative / b}; }
+
   constexpr dual& operator+=(dual b) { return *this = *this + b; }
   constexpr dual& operator-=(dual b) { return *this = *this - b; }
   constexpr dual& operator*=(dual b) { return *this = *this * b; }
@@ -48,41 +60,32 @@ struct dual {
   friend constexpr bool operator==(dual a, dual b) { return a.value == b.value; }
 };
 
-// The elementary functions under one name for numbers and duals.
-using std::abs;
-using std::cos;
-using std::exp;
-using std::log;
-using std::sin;
-using std::sqrt;
-using std::tanh;
-
 template <class T>
 constexpr dual<T> exp(dual<T> x) {
-  const T e = std::exp(x.value);
+  const T e = exp(x.value);
   return {e, e * x.derivative};
 }
 template <class T>
 constexpr dual<T> log(dual<T> x) {
-  return {std::log(x.value), x.derivative / x.value};
+  return {log(x.value), x.derivative / x.value};
 }
 template <class T>
 constexpr dual<T> sqrt(dual<T> x) {
-  const T root = std::sqrt(x.value);
+  const T root = sqrt(x.value);
   return {root, x.derivative / (2 * root)};
 }
 template <class T>
 constexpr dual<T> tanh(dual<T> x) {
-  const T t = std::tanh(x.value);
+  const T t = tanh(x.value);
   return {t, (1 - t * t) * x.derivative};
 }
 template <class T>
 constexpr dual<T> sin(dual<T> x) {
-  return {std::sin(x.value), std::cos(x.value) * x.derivative};
+  return {sin(x.value), cos(x.value) * x.derivative};
 }
 template <class T>
 constexpr dual<T> cos(dual<T> x) {
-  return {std::cos(x.value), -std::sin(x.value) * x.derivative};
+  return {cos(x.value), -sin(x.value) * x.derivative};
 }
 template <class T>
 constexpr dual<T> abs(dual<T> x) {
@@ -95,7 +98,7 @@ inline constexpr bool is_dual = false;
 template <class T>
 inline constexpr bool is_dual<dual<T>> = true;
 template <class T>
-concept real = std::floating_point<T> || is_dual<T>;
+concept real = plain_real<T> || is_dual<T>;
 
 template <real A, real B>
 constexpr std::common_type_t<A, B> min(A a, B b) {

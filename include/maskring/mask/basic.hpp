@@ -32,7 +32,8 @@ class sliding_window {
 public:
   /// @throws std::invalid_argument if width < 0.
   constexpr explicit sliding_window(int width) : width_{width} {
-    maskring::detail::require(width >= 0, "sliding_window: width is ", width, ", expected 0 or more");
+    maskring::detail::require(width >= 0, "sliding_window: width is ", width,
+                              ", expected 0 or more");
   }
   constexpr int width() const { return width_; }
   // Written as other masks are, so that a composition with them shares the comparison.

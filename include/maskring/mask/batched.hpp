@@ -7,10 +7,11 @@
 
 namespace maskring::mask {
 
-/// q // n = kv // n and inner(q % n, kv % n): a batch of sequences of length n laid out as one.
+/// q // n = kv // n and inner(q % n, kv % n): a batch of sequences of length n laid out as one
+/// (collected in attention-gym, 2024).
 ///
-/// Exact over ranges if `inner` is. Whole segments repeat, so the two at the ends and as many as the
-/// strides of the ranges take to repeat decide.
+/// Exact over ranges if `inner` is. Whole segments repeat, so the two at the ends and as many as
+/// the strides of the ranges take to repeat decide.
 template <mask_mod Inner = full>
 class batched {
 public:
@@ -63,4 +64,4 @@ private:
 template <class Inner>
 batched(Inner, int) -> batched<Inner>;
 
-}  // namespace maskring::mask
+} // namespace maskring::mask

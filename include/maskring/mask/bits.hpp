@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A matrix of flags that masks read, with counts that answer for a stretch of a row in constant time.
+// A matrix of flags that masks read, with counts that answer for a stretch of a row in constant
+// time.
 #pragma once
 
 #include <maskring/mask/table.hpp>
@@ -9,8 +10,8 @@ namespace maskring::mask {
 /// A matrix of bits in memory that somebody else owns, host or device; outside it all bits are 0.
 /// The rank index of G. Jacobson (1989): the ones before every word are counted in advance.
 struct bit_matrix_view {
-  const std::uint32_t* words = nullptr;   ///< [rows, row_words]
-  const std::uint32_t* counts = nullptr;  ///< [rows, row_words]: ones of the row before the word
+  const std::uint32_t* words = nullptr;  ///< [rows, row_words]
+  const std::uint32_t* counts = nullptr; ///< [rows, row_words]: ones of the row before the word
   index_t rows = 0;
   int columns = 0;
   int row_words = 0;
@@ -38,7 +39,7 @@ private:
     const index_t at = row * row_words + column / 32;
     return index_t{counts[at]} + ones(words[at] & ((1u << (column % 32)) - 1));
   }
-  static constexpr index_t ones(std::uint32_t x) {  // added up in pairs, fours, bytes
+  static constexpr index_t ones(std::uint32_t x) { // added up in pairs, fours, bytes
     x -= x >> 1 & 0x55555555u;
     x = (x & 0x33333333u) + (x >> 2 & 0x33333333u);
     return (((x + (x >> 4)) & 0x0f0f0f0fu) * 0x01010101u) >> 24;
@@ -64,8 +65,8 @@ public:
                                 ", expected 0 to ", shape_.rows - 1);
       maskring::detail::require(column >= 0 && column < shape_.columns, "bit_matrix: column is ",
                                 column, ", expected 0 to ", shape_.columns - 1);
-      memory_[static_cast<std::size_t>(row * shape_.row_words + column / 32)] |=
-          1u << (column % 32);
+      const index_t word = row * shape_.row_words + column / 32;
+      memory_[static_cast<std::size_t>(word)] |= 1u << (column % 32);
     });
     count();
   }
@@ -95,8 +96,8 @@ private:
   std::size_t half() const { return static_cast<std::size_t>(shape_.rows) * shape_.row_words; }
 
   bit_matrix_view shape_;
-  std::vector<std::uint32_t> memory_;  // words, then counts
+  std::vector<std::uint32_t> memory_; // words, then counts
   std::uint64_t serial_ = 0;
 };
 
-}  // namespace maskring::mask
+} // namespace maskring::mask

@@ -53,8 +53,9 @@ public:
 private:
   constexpr range block_of_clean(range i) const { return floor_div(i - length_, block_); }
 
-  // Whether floor_div(q, block) = floor_div(kv, block). A stride above the block length leaves blocks
-  // out, so there the queries are taken one by one; few, unless a coarse answer does (`some`).
+  // Whether floor_div(q, block) = floor_div(kv, block). A stride above the block length leaves
+  // blocks out, so there the queries are taken one by one; few, unless a coarse answer does
+  // (`some`).
   constexpr kleene same_block(range q, range kv) const {
     const range bq = floor_div(q, block_), bk = floor_div(kv, block_);
     if ((q.step <= block_ && kv.step <= block_) || bq.hi < bk.lo || bk.hi < bq.lo) {
@@ -76,4 +77,4 @@ private:
   int length_, block_;
 };
 
-}  // namespace maskring::mask
+} // namespace maskring::mask

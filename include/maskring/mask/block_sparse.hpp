@@ -9,8 +9,8 @@
 
 namespace maskring::mask {
 
-/// The sizes of a table of blocks: one for each batch entry and head (1: shared), of `rows` blocks of
-/// queries and `columns` blocks of keys.
+/// The sizes of a table of blocks: one for each batch entry and head (1: shared), of `rows` blocks
+/// of queries and `columns` blocks of keys.
 struct block_table_shape {
   index_t batch = 1, heads = 1, rows = 0, columns = 0;
   friend constexpr bool operator==(const block_table_shape&, const block_table_shape&) = default;
@@ -18,8 +18,7 @@ struct block_table_shape {
 
 /// The bits of `flags`, [batch, heads, rows, columns] row-major, nonzero for blocks to keep.
 /// @throws std::invalid_argument if there are not that many flags.
-inline bit_matrix block_bits(const block_table_shape& shape,
-                             std::span<const std::uint8_t> flags) {
+inline bit_matrix block_bits(const block_table_shape& shape, std::span<const std::uint8_t> flags) {
   const index_t rows = shape.batch * shape.heads * shape.rows;
   maskring::detail::require(static_cast<index_t>(flags.size()) == rows * shape.columns,
                             "block_bits: ", flags.size(), " flags, expected ",
@@ -31,10 +30,11 @@ inline bit_matrix block_bits(const block_table_shape& shape,
           }};
 }
 
-/// The bits of `chosen`, [batch, heads, rows, k] row-major: the key blocks that each block of queries
-/// reads; −1 fills lists that are shorter than k.
+/// The bits of `chosen`, [batch, heads, rows, k] row-major: the key blocks that each block of
+/// queries reads; −1 fills lists that are shorter than k.
 /// @throws std::invalid_argument if their number does not fit, or one is no block of keys.
-inline bit_matrix topk_bits(const block_table_shape& shape, std::span<const int> chosen, index_t k) {
+inline bit_matrix topk_bits(const block_table_shape& shape, std::span<const int> chosen,
+                            index_t k) {
   const index_t rows = shape.batch * shape.heads * shape.rows;
   maskring::detail::require(k >= 0 && static_cast<index_t>(chosen.size()) == rows * k,
                             "topk_bits: ", chosen.size(), " blocks, expected ", rows, " x ", k);
@@ -48,9 +48,9 @@ inline bit_matrix topk_bits(const block_table_shape& shape, std::span<const int>
           }};
 }
 
-/// table[b, h, q // block, kv // block]: attention to chosen blocks (P. Zhang et al., VSA, 2025; also
-/// the selection branch of J. Yuan et al., Native Sparse Attention, 2025). With topk_bits:
-/// kv // block ∈ topk[b, h, q // block].
+/// table[b, h, q // block, kv // block]: attention to chosen blocks (P. Zhang et al., VSA, 2025;
+/// also the selection branch of J. Yuan et al., Native Sparse Attention, 2025). With topk_bits:
+/// kv // block is among topk[b, h, q // block].
 ///
 /// Ranges take a constant time for each block of queries; exact for one batch entry and head.
 class block_table {
@@ -71,8 +71,9 @@ public:
   /// @throws std::invalid_argument unless the table covers that many queries and keys.
   constexpr block_table require_covers(index_t q_len, index_t kv_len) const {
     maskring::detail::require(shape_.rows * block_ >= q_len && shape_.columns * block_ >= kv_len,
-                              "block_table: the table covers ", shape_.rows * block_, " queries and ",
-                              shape_.columns * block_, " keys, expected ", q_len, " and ", kv_len);
+                              "block_table: the table covers ", shape_.rows * block_,
+                              " queries and ", shape_.columns * block_, " keys, expected ", q_len,
+                              " and ", kv_len);
     return *this;
   }
 
@@ -110,4 +111,4 @@ private:
   int block_;
 };
 
-}  // namespace maskring::mask
+} // namespace maskring::mask

@@ -53,4 +53,4 @@ private:
   int image_tokens_;
 };
 
-}  // namespace maskring::mask
+} // namespace maskring::mask

@@ -65,10 +65,10 @@ public:
       maskring::detail::require(ids[i] >= least, "document: id of token ", i, " is ", ids[i],
                                 ", expected ", least, " or more (sorted ids)");
       // Ids of tokens are below the token count unless documents are empty; bound what is stored.
-      maskring::detail::require(
-          static_cast<std::size_t>(ids[i]) <= ids.size() + (std::size_t{1} << 20),
-          "document: id of token ", i, " is ", ids[i], ", expected an id below ", ids.size(),
-          " or few empty documents");
+      maskring::detail::require(static_cast<std::size_t>(ids[i]) <=
+                                    ids.size() + (std::size_t{1} << 20),
+                                "document: id of token ", i, " is ", ids[i],
+                                ", expected an id below ", ids.size(), " or few empty documents");
       lengths.resize(static_cast<std::size_t>(ids[i]) + 1);
       ++lengths.back();
     }
@@ -91,12 +91,13 @@ public:
 private:
   document_table() : serial_{next_serial()} {}
 
-  std::vector<int> memory_;  // ids, then starts
+  std::vector<int> memory_; // ids, then starts
   int tokens_ = 0, documents_ = 0;
   std::uint64_t serial_ = 0;
 };
 
-/// doc[q] = doc[kv] and inner(q − start, kv − start), positions counted from the document's start.
+/// doc[q] = doc[kv] and inner(q − start, kv − start), positions counted from the document's start
+/// (M. M. Krell et al., "Efficient Sequence Packing without Cross-contamination", 2021).
 ///
 /// Exact over ranges if `inner` is: only documents that both ranges touch are looked at, and the
 /// first in which something is kept ends the search. Tokens outside the table see nothing.
@@ -114,7 +115,8 @@ struct document {
     const int id = docs.ids[q_at];
     const int start = docs.starts[id];
     const bool together = id == docs.ids[kv_at];
-    const bool kept = static_cast<bool>(inner(b, h, q_at - start, (together ? kv_at : q_at) - start));
+    const bool kept =
+        static_cast<bool>(inner(b, h, q_at - start, (together ? kv_at : q_at) - start));
     return together & kept & (q == q_at) & (kv == kv_at) & (docs.tokens > 0);
   }
 

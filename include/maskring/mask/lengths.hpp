@@ -51,4 +51,4 @@ private:
   int_table_view ids_;
 };
 
-}  // namespace maskring::mask
+} // namespace maskring::mask

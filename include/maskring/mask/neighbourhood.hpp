@@ -21,7 +21,7 @@ constexpr void require_positive(const char* mask, const char* name, extent_2d e)
   maskring::detail::require(e.x >= 1 && e.y >= 1, mask, ": ", name, " is ", e.x, " x ", e.y,
                             ", expected 1 x 1 or more");
 }
-}  // namespace detail
+} // namespace detail
 
 /// Pixel i is at (i % width, i // width).
 class row_order {
@@ -105,7 +105,7 @@ public:
         size *= 2;
         ++level;
       }
-      if (out.count == 23 && at + size <= i.hi) {  // no room for all: one box around the rest
+      if (out.count == 23 && at + size <= i.hi) { // no room for all: one box around the rest
         while (at / size != i.hi / size) {
           size *= 2;
           ++level;
@@ -133,9 +133,9 @@ private:
   int side_;
 };
 
-/// |cx − kx| ≤ kernel.x // 2 and |cy − ky| ≤ kernel.y // 2, where (cx, cy) is the query's place moved
-/// inwards until the neighbourhood lies on the canvas (A. Hassani et al., Neighborhood Attention,
-/// 2022). `Order` says where a token stands on the canvas.
+/// |cx − kx| ≤ kernel.x // 2 and |cy − ky| ≤ kernel.y // 2, where (cx, cy) is the query's place
+/// moved inwards until the neighbourhood lies on the canvas (A. Hassani et al., Neighborhood
+/// Attention, 2022). `Order` says where a token stands on the canvas.
 ///
 /// Exact over ranges without a stride, and with one that divides the width.
 template <class Order = row_order>
@@ -180,4 +180,4 @@ private:
 template <class Order>
 neighbourhood(Order, extent_2d) -> neighbourhood<Order>;
 
-}  // namespace maskring::mask
+} // namespace maskring::mask

@@ -7,13 +7,15 @@
 
 namespace maskring::mask {
 
-/// With d = doc[q] and p = prefix[d]: (kv ≥ start[d] and q ≥ kv) or (d ≠ p and kv is in document p).
-/// A document is causal within itself and sees the whole of its prefix document; one that is its own
-/// prefix sees only itself. (Many answers to one prompt in preference training share it like this.)
+/// With d = doc[q] and p = prefix[d]: (kv ≥ start[d] and q ≥ kv) or (d ≠ p and kv is in document
+/// p). A document is causal within itself and sees the whole of its prefix document; one that is
+/// its own prefix sees only itself. Many answers to one prompt in preference training share it like
+/// this (collected in attention-gym, 2024).
 class shared_prefix {
 public:
   /// @param prefix for each document the document that it continues.
-  /// @throws std::invalid_argument if there are fewer entries than documents, or one is no document.
+  /// @throws std::invalid_argument if there are fewer entries than documents, or one is no
+  /// document.
   constexpr shared_prefix(const document_view& docs, const int_table_view& prefix)
       : docs_{docs}, prefix_{prefix} {
     maskring::detail::require(prefix.size >= docs.documents, "shared_prefix: prefix has ",
@@ -35,7 +37,7 @@ public:
     const std::uint8_t depends = detail::joint_depends(q, kv);
     const index_t end = docs_.tokens;
     detail::joined seen;
-    if (q.lo < 0 || q.hi >= end || kv.lo < 0 || kv.hi >= end) {  // tokens of no document
+    if (q.lo < 0 || q.hi >= end || kv.lo < 0 || kv.hi >= end) { // tokens of no document
       seen.add(false);
       q = detail::clip(q, 0, end);
       kv = detail::clip(kv, 0, end);
@@ -59,7 +61,7 @@ private:
     if (sees_own) seen.add(q >= own);
     if (sees_common) seen.add(true);
     const index_t members = (sees_own ? size(own) : 0) + (sees_common ? size(common) : 0);
-    if (members < size(kv)) seen.add(false);  // keys of other documents
+    if (members < size(kv)) seen.add(false); // keys of other documents
   }
   static constexpr index_t size(range r) { return r.is_point() ? 1 : (r.hi - r.lo) / r.step + 1; }
 
@@ -67,4 +69,4 @@ private:
   int_table_view prefix_;
 };
 
-}  // namespace maskring::mask
+} // namespace maskring::mask

@@ -8,12 +8,13 @@
 
 namespace maskring::mask {
 
-/// Sliding tile attention (P. Zhang et al., 2025) over tiles along `Axes` axes, the first one fastest.
+/// Sliding tile attention (P. Zhang et al., 2025) over tiles along `Axes` axes, the first one
+/// fastest.
 ///
-/// Tokens are stored tile by tile, `tile_tokens` each. On every axis with n tiles and a window of w:
-/// left = w // 2, right = w // 2 + w % 2 − 1, c = clamp(q_tile, left, n − 1 − right), and the key
-/// tiles c − left … c + right are kept. `text` tokens behind the picture are seen by all, and tokens
-/// from there on see the picture and the text.
+/// Tokens are stored tile by tile, `tile_tokens` each. On every axis with n tiles and a window of
+/// w: left = w // 2, right = w // 2 + w % 2 − 1, c = clamp(q_tile, left, n − 1 − right), and the
+/// key tiles c − left … c + right are kept. `text` tokens behind the picture are seen by all, and
+/// tokens from there on see the picture and the text.
 template <int Axes>
 class sliding_tile {
 public:
@@ -34,8 +35,10 @@ public:
       tiles_[a] = tiles[a];
       window_[a] = window[a];
       tokens *= tiles[a];
-      maskring::detail::require(tokens + text < (index_t{1} << 31), "sliding_tile: picture and text "
-                                "are ", tokens + text, " tokens or more, expected less than 2^31");
+      maskring::detail::require(tokens + text < (index_t{1} << 31),
+                                "sliding_tile: picture and text "
+                                "are ",
+                                tokens + text, " tokens or more, expected less than 2^31");
     }
     picture_ = static_cast<int>(tokens);
   }
@@ -97,4 +100,4 @@ sliding_tile(const int (&)[Axes], const int (&)[Axes], int, int) -> sliding_tile
 template <int Axes>
 sliding_tile(const int (&)[Axes], const int (&)[Axes], int) -> sliding_tile<Axes>;
 
-}  // namespace maskring::mask
+} // namespace maskring::mask

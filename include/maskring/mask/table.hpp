@@ -32,13 +32,15 @@ concept lookup_table = requires(const T table) {
 
 /// An array of ints in memory that somebody else owns, host or device. At an index it gives the
 /// entry, over a range of indices the range of the entries there: from the two ends if they ascend,
-/// else from a tree of minima and maxima in O(log size); up to 256 indices with a stride one by one. Outside the table every entry is 0.
+/// else from a tree of minima and maxima in O(log size); up to 256 indices with a stride one by
+/// one. Outside the table every entry is 0.
 struct int_table_view {
   const int* values = nullptr;
-  const int* lows = nullptr;  ///< [size]: node i is the minimum of nodes 2i, 2i+1; leaf i + size is values[i]
-  const int* highs = nullptr;  ///< the same with maxima; both null if the values ascend
+  const int* lows =
+      nullptr; ///< [size]: node i is the minimum of nodes 2i, 2i+1; leaf i + size is values[i]
+  const int* highs = nullptr; ///< the same with maxima; both null if the values ascend
   int size = 0;
-  int least = 0;  ///< of all values
+  int least = 0; ///< of all values
   int most = 0;
   std::uint64_t serial = 0;
 
@@ -46,7 +48,8 @@ struct int_table_view {
 
   constexpr int operator()(int i) const {
     if (size == 0) return 0;
-    // Read without asking first, at a place that exists: a kernel can then read once for a whole row.
+    // Read without asking first, at a place that exists: a kernel can then read once for a whole
+    // row.
     const int value = values[clamp(i, 0, size - 1)];
     return i >= 0 && i < size ? value : 0;
   }
@@ -70,7 +73,7 @@ struct int_table_view {
 private:
   constexpr range strided_extremes(range i, index_t first, index_t last) const {
     const index_t start = i.lo + (first - i.lo + i.step - 1) / i.step * i.step;
-    if (start > last) return range{0};  // the members are outside, where entries are 0
+    if (start > last) return range{0}; // the members are outside, where entries are 0
     int low = values[start], high = low;
     for (index_t at = start; at <= last; at += i.step) {
       low = values[at] < low ? values[at] : low;
@@ -127,20 +130,28 @@ public:
 
   std::span<const int> memory() const { return memory_; }
   int_table_view view_at(const int* memory) const {
-    return {memory, ascending_ ? nullptr : memory + size_, ascending_ ? nullptr : memory + 2 * size_,
-            size_,  least_, most_, serial_};
+    return {memory,
+            ascending_ ? nullptr : memory + size_,
+            ascending_ ? nullptr : memory + 2 * size_,
+            size_,
+            least_,
+            most_,
+            serial_};
   }
   /// Valid while the table lives.
   int_table_view view() const { return view_at(memory_.data()); }
 
 private:
   int_table(std::span<const int> values, index_t cover, bool ascending)
-      : memory_(values.begin(), values.end()), size_{static_cast<int>(values.size())},
-        ascending_{ascending}, serial_{next_serial()} {
+      : memory_(values.begin(), values.end()),
+        size_{static_cast<int>(values.size())},
+        ascending_{ascending},
+        serial_{next_serial()} {
     maskring::detail::require(values.size() < (std::size_t{1} << 31), "int_table: ", values.size(),
                               " values, expected less than 2^31");
-    maskring::detail::require(static_cast<index_t>(values.size()) >= cover, "int_table: ",
-                              values.size(), " values, expected ", cover, " or more");
+    maskring::detail::require(static_cast<index_t>(values.size()) >= cover,
+                              "int_table: ", values.size(), " values, expected ", cover,
+                              " or more");
     if (size_ > 0) {
       least_ = *std::min_element(values.begin(), values.end());
       most_ = *std::max_element(values.begin(), values.end());
@@ -160,10 +171,10 @@ private:
     }
   }
 
-  std::vector<int> memory_;  // values, then the nodes of minima, then those of maxima
+  std::vector<int> memory_; // values, then the nodes of minima, then those of maxima
   int size_ = 0, least_ = 0, most_ = 0;
   bool ascending_ = true;
   std::uint64_t serial_ = 0;
 };
 
-}  // namespace maskring::mask
+} // namespace maskring::mask

@@ -31,8 +31,9 @@ inline bit_matrix ancestors(std::span<const int> parents) {
           }};
 }
 
-/// kv < prefix, or kv − prefix is query q or an ancestor of it: a tree of drafted tokens is verified
-/// in one pass (X. Miao et al., SpecInfer, 2023). Queries are the nodes, keys the prefix, then them.
+/// kv < prefix, or kv − prefix is query q or an ancestor of it: a tree of drafted tokens is
+/// verified in one pass (X. Miao et al., SpecInfer, 2023). Queries are the nodes, keys the prefix,
+/// then them.
 ///
 /// Ranges are answered a query at a time in constant time each, exactly up to 4,096 queries.
 class tree {
@@ -65,7 +66,7 @@ private:
   constexpr kleene row(index_t i, range kv) const {
     const verdict all_keys = tree_(i, kv.lo - prefix_, kv.hi - prefix_);
     if (all_keys != verdict::some || kv.step == 1) return {all_keys, 0};
-    detail::joined seen;  // strided keys: the verdict of those between them does not count
+    detail::joined seen; // strided keys: the verdict of those between them does not count
     for (index_t j = kv.lo; j <= kv.hi && !seen.mixed(); j += kv.step) {
       seen.add(tree_(i, static_cast<int>(j - prefix_)));
     }
@@ -77,7 +78,8 @@ private:
 };
 
 /// kv < prefix, or q // n = (kv − prefix) // n and (kv − prefix) % n ≤ q % n: branches of n tokens
-/// that continue one prefix and do not see each other; queries hold no prefix.
+/// that continue one prefix and do not see each other; queries hold no prefix (collected in
+/// attention-gym, 2024).
 class tree_training {
 public:
   /// @throws std::invalid_argument if prefix < 0 or branch < 1.
@@ -102,4 +104,4 @@ private:
   batched<causal> branches_;
 };
 
-}  // namespace maskring::mask
+} // namespace maskring::mask

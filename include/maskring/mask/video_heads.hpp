@@ -20,9 +20,9 @@ constexpr int video_reach(const char* mask, int prompt, double width, int frame_
   const double tokens = width * frame_tokens;
   maskring::detail::require(width >= 0 && tokens < 0x1p31, mask, ": width is ", width,
                             ", expected 0 or more frames and less than 2^31 tokens");
-  return static_cast<int>(tokens / divisor) * unit;  // not negative, so this rounds down
+  return static_cast<int>(tokens / divisor) * unit; // not negative, so this rounds down
 }
-}  // namespace detail
+} // namespace detail
 
 /// kv < prompt or q < prompt or |q − kv| < reach, where reach is `width` frames of `frame_tokens`
 /// tokens rounded down to a multiple of `round`: heads that look at near frames (H. Xi et al.,
@@ -31,8 +31,9 @@ class spatial_head {
 public:
   /// @throws std::invalid_argument for a negative prompt or width, or sizes < 1.
   constexpr spatial_head(int prompt, double width, int frame_tokens, int round = 1)
-      : prompt_{prompt}, reach_{detail::video_reach("spatial_head", prompt, width, frame_tokens,
-                                                    "round", round, round)} {}
+      : prompt_{prompt},
+        reach_{detail::video_reach("spatial_head", prompt, width, frame_tokens, "round", round,
+                                   round)} {}
   constexpr bool operator()(int, int, int q, int kv) const {
     return kv < prompt_ || q < prompt_ || (q - kv < reach_ && kv - q < reach_);
   }
@@ -51,14 +52,15 @@ private:
   int prompt_, reach_;
 };
 
-/// kv < prompt or q < prompt or |(q − prompt) % frame_tokens − (kv − prompt) % frame_tokens| < reach,
-/// where reach = ⌊width · frame_tokens / frames⌋: heads that look at one place in all frames
+/// kv < prompt or q < prompt or |(q − prompt) % frame_tokens − (kv − prompt) % frame_tokens| <
+/// reach, where reach = ⌊width · frame_tokens / frames⌋: heads that look at one place in all frames
 /// (H. Xi et al., Sparse VideoGen, 2025).
 class temporal_head {
 public:
   /// @throws std::invalid_argument for a negative prompt or width, or sizes < 1.
   constexpr temporal_head(int prompt, double width, int frame_tokens, int frames)
-      : prompt_{prompt}, frame_tokens_{frame_tokens},
+      : prompt_{prompt},
+        frame_tokens_{frame_tokens},
         reach_{detail::video_reach("temporal_head", prompt, width, frame_tokens, "frames", frames,
                                    1)} {}
   constexpr bool operator()(int, int, int q, int kv) const {
@@ -72,10 +74,10 @@ public:
     detail::joined seen;
     if (!detail::is_empty(queries.below) || !detail::is_empty(keys.below)) seen.add(true);
     if (!detail::is_empty(queries.from) && !detail::is_empty(keys.from)) {
-      seen.add(detail::join_boxes(
-          places(queries.from), places(keys.from), depends, [this](const auto& a, const auto& b) {
-            return within(a.at[0] - b.at[0], 1 - reach_, reach_ - 1);
-          }));
+      seen.add(detail::join_boxes(places(queries.from), places(keys.from), depends,
+                                  [this](const auto& a, const auto& b) {
+                                    return within(a.at[0] - b.at[0], 1 - reach_, reach_ - 1);
+                                  }));
     }
     return seen.result(depends);
   }
@@ -89,4 +91,4 @@ private:
   int prompt_, frame_tokens_, reach_;
 };
 
-}  // namespace maskring::mask
+} // namespace maskring::mask

@@ -6,7 +6,6 @@
 #include <maskring/mask/detail/pieces.hpp>
 #include <maskring/mask/table.hpp>
 
-
 namespace maskring::mask {
 
 /// q ≥ kv and (q − kv ≤ width or kv < sinks): a causal window, and the first tokens stay in sight
@@ -36,8 +35,8 @@ private:
   int width_, sinks_;
 };
 
-/// |q − kv| ≤ width and |q − kv| a multiple of `dilation`: every dilation-th neighbour on both sides
-/// (I. Beltagy et al., Longformer, 2020).
+/// |q − kv| ≤ width and |q − kv| a multiple of `dilation`: every dilation-th neighbour on both
+/// sides (I. Beltagy et al., Longformer, 2020).
 class dilated_window {
 public:
   /// @throws std::invalid_argument if width < 0 or dilation < 1.
@@ -53,12 +52,13 @@ public:
   }
   constexpr kleene operator()(range, range, range q, range kv) const {
     const std::uint8_t depends = detail::joint_depends(q, kv);
-    const range distance = q - kv;  // exact: all sums of two progressions of one step
+    const range distance = q - kv; // exact: all sums of two progressions of one step
     const range near = detail::clip(distance, -index_t{width_}, index_t{width_} + 1);
     if (detail::is_empty(near)) return {verdict::none, depends};
     // The residues of a progression repeat after dilation / gcd members, and if the first is a
     // multiple of the gcd, one of these is a multiple of the dilation.
-    const index_t common = maskring::detail::gcd(index_t{dilation_}, near.step);  // of one member: the dilation
+    const index_t common =
+        maskring::detail::gcd(index_t{dilation_}, near.step); // of one member: the dilation
     if (near.lo % common != 0) return {verdict::none, depends};
     const index_t period = dilation_ / common;
     bool kept = period == 1 || (near.hi - near.lo) / near.step + 1 >= period;
@@ -73,8 +73,9 @@ private:
   int width_, dilation_;
 };
 
-/// |q − kv| ≤ width or flag[q] or flag[kv]: a window, and marked tokens that see and are seen by all
-/// (Longformer's global attention; BigBird, M. Zaheer et al., 2020). Flags are entries other than 0.
+/// |q − kv| ≤ width or flag[q] or flag[kv]: a window, and marked tokens that see and are seen by
+/// all (Longformer's global attention; BigBird, M. Zaheer et al., 2020). Flags are entries other
+/// than 0.
 ///
 /// Loose over ranges where a window and flags keep a tile together that neither keeps alone.
 class global_window {
@@ -97,4 +98,4 @@ private:
   int_table_view flags_;
 };
 
-}  // namespace maskring::mask
+} // namespace maskring::mask

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// A bias that is looked up, and learned: tables by head and by what query and key are to each other.
+// A bias that is looked up, and learned: tables by head and by what query and key are to each
+// other.
 #pragma once
 
 #include <maskring/core/range.hpp>
-#include <maskring/score/accumulate.hpp>
 #include <maskring/score/concepts.hpp>
+#include <maskring/score/exact_sum.hpp>
 #include <maskring/score/table.hpp>
 
 #include <algorithm>
@@ -12,10 +13,10 @@
 
 namespace maskring::score {
 
-/// Buckets of the distance: bucket_of[clamp(kv − q, −reach, reach) + reach], in memory that somebody
-/// else owns, host or device.
+/// Buckets of the distance: bucket_of[clamp(kv − q, −reach, reach) + reach], in memory that
+/// somebody else owns, host or device.
 struct distance_buckets_view {
-  const int* bucket_of = nullptr;  ///< [2·reach + 1]
+  const int* bucket_of = nullptr; ///< [2·reach + 1]
   int reach = 0;
   int count = 0;
   std::uint64_t serial = 0;
@@ -31,18 +32,19 @@ struct distance_buckets_view {
 /// Owns the buckets of all distances on the host.
 class distance_buckets {
 public:
-  /// One bucket for each distance from −reach to reach; farther ones share the last (P. Shaw et al.,
-  /// 2018). @throws std::invalid_argument if reach < 0.
+  /// One bucket for each distance from −reach to reach; farther ones share the last (P. Shaw et
+  /// al., 2018). @throws std::invalid_argument if reach < 0.
   static distance_buckets clipped(int reach) {
     maskring::detail::require(reach >= 0 && reach < (1 << 29), "distance_buckets: reach is ", reach,
                               ", expected 0 to 2^29 - 1");
     return {reach, 2 * reach + 1, [reach](int distance) { return distance + reach; }};
   }
 
-  /// The buckets of T5 (C. Raffel et al., 2020): one a distance at first, then logarithmically wider
-  /// up to `farthest`; half of them for keys behind the query if bidirectional, else these share 0.
-  /// @throws std::invalid_argument for fewer than 2 buckets a side, or a `farthest` within the first
-  /// half of them.
+  /// The buckets of T5 (C. Raffel et al., 2020): one a distance at first, then logarithmically
+  /// wider up to `farthest`; half of them for keys behind the query if bidirectional, else these
+  /// share 0.
+  /// @throws std::invalid_argument for fewer than 2 buckets a side, or a `farthest` within the
+  /// first half of them.
   static distance_buckets t5(int count, int farthest, bool bidirectional) {
     const int side = bidirectional ? count / 2 : count;
     const int exact = side / 2;
@@ -51,7 +53,7 @@ public:
     maskring::detail::require(farthest > exact && farthest < (1 << 29),
                               "distance_buckets: farthest is ", farthest, ", expected more than ",
                               exact, " and less than 2^29");
-    return {farthest, count, [=](int distance) {  // kv − q
+    return {farthest, count, [=](int distance) { // kv − q
               const int ahead = bidirectional && distance > 0 ? side : 0;
               const int n = bidirectional ? abs(distance) : max(-distance, 0);
               if (n < exact) return ahead + n;
@@ -63,7 +65,9 @@ public:
   }
 
   std::span<const int> memory() const { return memory_; }
-  distance_buckets_view view_at(const int* memory) const { return {memory, reach_, count_, serial_}; }
+  distance_buckets_view view_at(const int* memory) const {
+    return {memory, reach_, count_, serial_};
+  }
   /// Valid while the table lives.
   distance_buckets_view view() const { return view_at(memory_.data()); }
 
@@ -71,7 +75,8 @@ private:
   template <class BucketOf>
   distance_buckets(int reach, int count, BucketOf bucket_of)
       : reach_{reach}, count_{count}, serial_{mask::next_serial()} {
-    for (int distance = -reach; distance <= reach; ++distance) memory_.push_back(bucket_of(distance));
+    for (int distance = -reach; distance <= reach; ++distance)
+      memory_.push_back(bucket_of(distance));
   }
   std::vector<int> memory_;
   int reach_, count_;
@@ -81,7 +86,7 @@ private:
 /// A bucket for every pair: bucket_of[q][kv], such as the hops between two nodes of a graph
 /// (C. Ying et al., Graphormer, 2021). The memory is somebody else's, host or device.
 struct pair_buckets_view {
-  const int* bucket_of = nullptr;  ///< [queries, keys]
+  const int* bucket_of = nullptr; ///< [queries, keys]
   int keys = 0;
   int count = 0;
   std::uint64_t serial = 0;
@@ -97,7 +102,9 @@ class pair_buckets {
 public:
   /// @throws std::invalid_argument unless there are queries × keys buckets from 0 to count − 1.
   pair_buckets(std::span<const int> bucket_of, index_t queries, index_t keys, int count)
-      : memory_(bucket_of.begin(), bucket_of.end()), keys_{static_cast<int>(keys)}, count_{count},
+      : memory_(bucket_of.begin(), bucket_of.end()),
+        keys_{static_cast<int>(keys)},
+        count_{count},
         serial_{mask::next_serial()} {
     maskring::detail::require(static_cast<index_t>(bucket_of.size()) == queries * keys,
                               "pair_buckets: ", bucket_of.size(), " buckets, expected ",
@@ -118,17 +125,17 @@ private:
   std::uint64_t serial_;
 };
 
-/// A table of biases [heads, buckets] and, to learn it, the sums of its gradient; both in memory that
-/// somebody else owns, host or device.
+/// A table of biases [heads, buckets] and, to learn it, the sums of its gradient; both in memory
+/// that somebody else owns, host or device.
 struct bias_view {
   const float* values = nullptr;
-  double* gradient = nullptr;  ///< [heads, buckets], or null: not learned
-  int heads = 1;               ///< 1: shared by all heads
+  exact_sum* gradient = nullptr; ///< [heads, buckets], or null: not learned
+  int heads = 1;                 ///< 1: shared by all heads
   int buckets = 0;
   std::uint64_t serial = 0;
 
   /// The same table, with a place to add its gradient to.
-  constexpr bias_view with_gradient(double* sums) const {
+  constexpr bias_view with_gradient(exact_sum* sums) const {
     bias_view out = *this;
     out.gradient = sums;
     return out;
@@ -144,8 +151,11 @@ public:
   /// @param values [heads, buckets] row-major.
   /// @throws std::invalid_argument if their number does not fit or one is not finite.
   bias_table(std::span<const float> values, int heads, int buckets)
-      : memory_(values.begin(), values.end()), gradient_(values.size()), heads_{heads},
-        buckets_{buckets}, serial_{mask::next_serial()} {
+      : memory_(values.begin(), values.end()),
+        gradient_(values.size()),
+        heads_{heads},
+        buckets_{buckets},
+        serial_{mask::next_serial()} {
     maskring::detail::require(heads >= 1 && buckets >= 1, "bias_table: ", heads, " x ", buckets,
                               ", expected 1 x 1 or more");
     maskring::detail::require(values.size() == static_cast<std::size_t>(heads) * buckets,
@@ -157,9 +167,14 @@ public:
     }
   }
 
-  std::span<float> values() { return memory_; }      ///< to be changed by an optimiser
-  std::span<double> gradient() { return gradient_; }  ///< what backward passes have added up
-  void clear_gradient() { std::fill(gradient_.begin(), gradient_.end(), 0.0); }
+  std::span<float> values() { return memory_; } ///< to be changed by an optimiser
+  /// What backward passes have added up, [heads, buckets].
+  std::vector<double> gradient() const {
+    std::vector<double> out;
+    for (const exact_sum& sum : gradient_) out.push_back(sum.value());
+    return out;
+  }
+  void clear_gradient() { std::fill(gradient_.begin(), gradient_.end(), exact_sum{}); }
 
   std::span<const float> memory() const { return memory_; }
   bias_view view_at(const float* memory) const {
@@ -172,7 +187,7 @@ public:
 
 private:
   std::vector<float> memory_;
-  std::vector<double> gradient_;
+  std::vector<exact_sum> gradient_;
   int heads_, buckets_;
   std::uint64_t serial_;
 };
@@ -182,7 +197,8 @@ template <class Buckets>
 class bias {
 public:
   /// @throws std::invalid_argument if the buckets do not have as many as the table.
-  constexpr bias(const bias_view& table, const Buckets& buckets) : table_{table}, buckets_{buckets} {
+  constexpr bias(const bias_view& table, const Buckets& buckets)
+      : table_{table}, buckets_{buckets} {
     maskring::detail::require(buckets.count == table.buckets, "bias: the table has ", table.buckets,
                               " buckets, expected ", buckets.count);
   }
@@ -192,9 +208,7 @@ public:
   }
   template <class T>
   constexpr void add_gradient(T dscore, T, int, int h, int q, int kv) const {
-    if (table_.gradient) {
-      add_shared(table_.gradient + entry(h, q, kv), static_cast<double>(dscore));
-    }
+    if (table_.gradient) table_.gradient[entry(h, q, kv)].add(static_cast<float>(dscore));
   }
   friend bool operator==(const bias&, const bias&) = default;
 
@@ -209,4 +223,4 @@ private:
 template <class Buckets>
 bias(const bias_view&, const Buckets&) -> bias<Buckets>;
 
-}  // namespace maskring::score
+} // namespace maskring::score

@@ -16,10 +16,15 @@ struct then {
     return second(first(s, b, h, q, kv), b, h, q, kv);
   }
 
+  constexpr auto at(int b, int h) const {
+    using first_at = decltype(score_at(first, b, h));
+    using second_at = decltype(score_at(second, b, h));
+    return then<first_at, second_at>{score_at(first, b, h), score_at(second, b, h)};
+  }
+
   template <class T>
   constexpr void add_gradient(T dscore, T s, int b, int h, int q, int kv) const
-    requires(learnable_score<First> || learnable_score<Second>)
-  {
+      requires(learnable_score<First> || learnable_score<Second>) {
     const T between = first(s, b, h, q, kv);
     if constexpr (learnable_score<Second>) second.add_gradient(dscore, between, b, h, q, kv);
     if constexpr (learnable_score<First>) {
@@ -36,4 +41,4 @@ constexpr then<First, Second> operator>>(First first, Second second) {
   return {first, second};
 }
 
-}  // namespace maskring::score
+} // namespace maskring::score

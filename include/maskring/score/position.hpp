@@ -6,9 +6,11 @@
 #include <maskring/score/concepts.hpp>
 #include <maskring/score/table.hpp>
 
+#include <bit>
+
 namespace maskring::score {
 
-/// s + (q − kv).
+/// s + (q − kv): the first example of FlexAttention (J. Dong et al., 2024).
 struct relative {
   template <class Score>
   constexpr Score operator()(Score s, int, int, int q, int kv) const {
@@ -29,17 +31,41 @@ constexpr Real exponential_series(Real x) {
   }
 }
 
-/// 2^(−numerator / denominator). Not std::exp2, which compilers leave in loops: it may set errno.
+/// 2^(−power) for a power from 0 on; the least normal number from where there is none.
 template <class Real>
-constexpr Real inverse_power_of_two(int numerator, int denominator) {
-  const int whole = numerator / denominator;
-  const Real rest = static_cast<Real>(numerator - whole * denominator) /
-                    static_cast<Real>(denominator);
-  constexpr int terms = sizeof(Real) < 8 ? 10 : 18;
-  return exponential_series<1, terms>(rest * static_cast<Real>(-0.69314718055994530942)) /
-         static_cast<Real>(std::int64_t{1} << min(whole, 62));
+constexpr Real inverse_power_of_two(int power) {
+  if constexpr (sizeof(Real) < 8) {
+    return std::bit_cast<float>((127 - min(power, 126)) << 23);
+  } else {
+    return std::bit_cast<double>(std::int64_t{1023 - min(power, 1022)} << 52);
+  }
 }
-}  // namespace detail
+
+/// 2^(−8 (h + 1) / heads). Not std::exp2, which compilers leave in loops (it may set errno), and
+/// over floats without a division, which takes a branch on the device.
+/// @param one_head is 1 / heads.
+template <class Real>
+constexpr Real alibi_slope(int h, int heads, float one_head) {
+  const Real inverse_heads = sizeof(Real) < 8 ? Real{one_head} : Real{1} / static_cast<Real>(heads);
+  const int numerator = 8 * (h + 1);
+  const int whole = static_cast<int>(static_cast<Real>(numerator) * inverse_heads);
+  const Real rest = static_cast<Real>(numerator - whole * heads) * inverse_heads;
+  constexpr int terms = sizeof(Real) < 8 ? 10 : 18;
+  return exponential_series<1, terms>(rest * static_cast<Real>(-0.69314718055994530942)) *
+         inverse_power_of_two<Real>(whole);
+}
+} // namespace detail
+
+/// s + (kv − q) · slope: what ALiBi is for one head.
+struct distance_slope {
+  float slope;
+  template <class Score>
+  constexpr Score operator()(Score s, int, int, int q, int kv) const {
+    using real = detail::real<Score>;
+    return s + static_cast<real>(kv - q) * static_cast<real>(slope);
+  }
+  friend constexpr bool operator==(distance_slope, distance_slope) = default;
+};
 
 /// s + (kv − q) · 2^(−8 (h + 1) / heads): a penalty for distance that differs from head to head
 /// (O. Press et al., ALiBi, 2021).
@@ -48,17 +74,21 @@ public:
   /// @throws std::invalid_argument if heads < 1.
   constexpr explicit alibi(int heads) : heads_{heads} {
     maskring::detail::require(heads >= 1, "alibi: heads is ", heads, ", expected 1 or more");
+    one_head_ = 1.0f / static_cast<float>(heads);
   }
   template <class Score>
   constexpr Score operator()(Score s, int, int h, int q, int kv) const {
     using real = detail::real<Score>;
-    const real slope = detail::inverse_power_of_two<real>(8 * (h + 1), heads_);
-    return s + static_cast<real>(kv - q) * slope;
+    return s + static_cast<real>(kv - q) * detail::alibi_slope<real>(h, heads_, one_head_);
+  }
+  constexpr distance_slope at(int, int h) const {
+    return {detail::inverse_power_of_two<float>(8 * (h + 1), heads_)};
   }
   friend constexpr bool operator==(alibi, alibi) = default;
 
 private:
   int heads_;
+  float one_head_ = 1;
 };
 
 /// s + (kv − q) · slope[h], for slopes that were chosen otherwise.
@@ -66,7 +96,8 @@ class alibi_slopes {
 public:
   constexpr explicit alibi_slopes(const number_view& slopes) : slopes_{slopes} {}
 
-  /// The table of the slopes. @throws std::invalid_argument if one is not finite or heads are missing.
+  /// The table of the slopes. @throws std::invalid_argument if one is not finite or heads are
+  /// missing.
   static number_table table(std::span<const float> slopes, index_t heads) {
     return {"alibi_slopes", slopes, heads};
   }
@@ -75,6 +106,7 @@ public:
     using real = detail::real<Score>;
     return s + static_cast<real>(kv - q) * static_cast<real>(slopes_.values[h]);
   }
+  constexpr distance_slope at(int, int h) const { return {slopes_.values[h]}; }
   friend constexpr bool operator==(const alibi_slopes&, const alibi_slopes&) = default;
 
 private:
@@ -122,4 +154,4 @@ private:
   int heads_;
 };
 
-}  // namespace maskring::score
+} // namespace maskring::score

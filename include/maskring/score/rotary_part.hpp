@@ -5,16 +5,18 @@
 #include <maskring/core/errors.hpp>
 #include <maskring/core/float16.hpp>
 #include <maskring/core/view.hpp>
-#include <maskring/score/accumulate.hpp>
 #include <maskring/score/concepts.hpp>
+#include <maskring/score/exact_sum.hpp>
 
 namespace maskring::score {
 
 /// s + scale · ⟨q_rope[b, h, q], k_rope[b, h // G, kv]⟩ with G = query heads / key heads: rotated
 /// queries and keys beside compressed ones (DeepSeek-V2, multi-head latent attention, 2024).
 ///
-/// The tensors are [batch, heads, sequence, dim] in global order, on every rank of a context-parallel
-/// call; their gradients, optional, are added to tensors of doubles of the same shapes.
+/// The tensors are [batch, heads, sequence, dim] in global order, on every rank of a
+/// context-parallel call; their gradients, optional, are added to tensors of exact sums of the same
+/// shapes. These are large and slow: where q and k can be laid out anew, rotated dimensions belong
+/// beside the others.
 template <class T>
 class rotary_part {
 public:
@@ -34,7 +36,8 @@ public:
 
   /// The same, adding the gradients of q_rope and k_rope to these.
   /// @throws std::invalid_argument if their shapes differ.
-  constexpr rotary_part with_gradient(const view<double, 4>& dq, const view<double, 4>& dk) const {
+  constexpr rotary_part with_gradient(const view<exact_sum, 4>& dq,
+                                      const view<exact_sum, 4>& dk) const {
     for (int d = 0; d < 4; ++d) {
       maskring::detail::require(dq.extent(d) == q_.extent(d) && dk.extent(d) == k_.extent(d),
                                 "rotary_part: gradients have extents ", dq.extent(d), " and ",
@@ -61,11 +64,11 @@ public:
   template <class Number>
   constexpr void add_gradient(Number dscore, Number, int b, int h, int q, int kv) const {
     if (!dq_) return;
-    const double d_dot = static_cast<double>(dscore) * static_cast<double>(scale_);
+    const float d_dot = static_cast<float>(dscore) * scale_;
     const index_t head = key_head(h);
     for (index_t d = 0; d < q_.extent(3); ++d) {
-      add_shared(&dq_(b, h, q, d), d_dot * number<double>(k_(b, head, kv, d)));
-      add_shared(&dk_(b, head, kv, d), d_dot * number<double>(q_(b, h, q, d)));
+      dq_(b, h, q, d).add(d_dot * number<float>(k_(b, head, kv, d)));
+      dk_(b, head, kv, d).add(d_dot * number<float>(q_(b, h, q, d)));
     }
   }
   friend constexpr bool operator==(const rotary_part& a, const rotary_part& b) {
@@ -85,11 +88,12 @@ private:
   constexpr index_t key_head(int h) const { return h / (q_.extent(1) / k_.extent(1)); }
 
   view<const T, 4> q_, k_;
-  view<double, 4> dq_{}, dk_{};
+  view<exact_sum, 4> dq_{}, dk_{};
   float scale_;
 };
 
 template <class Q, class K>
-rotary_part(const Q&, const K&, float) -> rotary_part<std::remove_const_t<typename Q::element_type>>;
+rotary_part(const Q&, const K&, float)
+    -> rotary_part<std::remove_const_t<typename Q::element_type>>;
 
-}  // namespace maskring::score
+} // namespace maskring::score

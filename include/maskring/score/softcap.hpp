@@ -10,16 +10,17 @@ namespace maskring::score {
 /// cap · tanh(s / cap) (Gemma 2, 2024, after I. Bello et al., 2016).
 class softcap {
 public:
-  /// @throws std::invalid_argument unless cap is a positive number.
+  /// @throws std::invalid_argument unless cap is a positive number and so is 1 / cap.
   constexpr explicit softcap(float cap) : cap_{cap} {
-    maskring::detail::require(cap > 0 && cap < 3e38f, "softcap: cap is ", cap,
-                              ", expected a positive number");
+    maskring::detail::require(cap > 1e-38f && cap < 3e38f, "softcap: cap is ", cap,
+                              ", expected a number above 1e-38 and below 3e38");
   }
   constexpr float cap() const { return cap_; }
   template <class Score>
   constexpr Score operator()(Score s, int, int, int, int) const {
-    const auto cap = static_cast<detail::real<Score>>(cap_);
-    return cap * tanh(s / cap);
+    using real = detail::real<Score>;
+    const auto cap = static_cast<real>(cap_);
+    return cap * tanh(s * (real{1} / cap)); // the quotient leaves loops, the product is cheap
   }
   friend constexpr bool operator==(softcap, softcap) = default;
 
@@ -27,4 +28,4 @@ private:
   float cap_;
 };
 
-}  // namespace maskring::score
+} // namespace maskring::score

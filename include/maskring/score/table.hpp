@@ -50,4 +50,4 @@ private:
   std::uint64_t serial_;
 };
 
-}  // namespace maskring::score
+} // namespace maskring::score

@@ -52,6 +52,11 @@ struct rewritten_score {
     return score(s, batch, head, q_map(q), kv_map(kv));
   }
 
+  constexpr auto at(int batch, int head) const {
+    return rewritten_score<decltype(score_at(score, batch, head)), QMap, KvMap>{
+        score_at(score, batch, head), q_map, kv_map};
+  }
+
   /// What learns sees global indices too; the ranks' gradients add up to the whole.
   template <class T>
   constexpr void add_gradient(T dscore, T s, int batch, int head, int q, int kv) const

@@ -3,6 +3,8 @@
 // registers.
 #pragma once
 
+#include <maskring/core/fast_float.hpp>
+#include <maskring/core/float16.hpp>
 #include <maskring/core/range.hpp>
 #include <maskring/score/concepts.hpp>
 
@@ -34,15 +36,31 @@ struct score_origin {
   int batch, head, q, kv;
 };
 
+/// What kernels for elements T compute scores as: a half keeps more digits than tanh.approx gives.
+template <class T>
+using score_number = std::conditional_t<std::is_same_v<T, bfloat16>, fast_float, float>;
+
 /// Replaces raw products by score(scale · product, b, h, q, kv).
-template <class Score, int Count>
+///
+/// What lies past the ends is never used, but a modifier's tables must not be read there: it is asked
+/// about the last row or column instead. Inside, nothing stands between a modifier and the constant
+/// distances of a thread's elements, so that terms of kv − q are shared by both rows.
+template <class Number, class Score, int Count>
 __device__ inline void apply_score(float (&s)[Count], const Score& score, float scale,
-                                   score_origin at, int q_len) {
+                                   score_origin at, int q_len, int kv_len) {
+  const auto apply = [&](auto row, auto column) {
 #pragma unroll
-  for (int i = 0; i < Count; ++i) {
-    // Rows past the end are never stored, but a modifier's tables must not be read past their end.
-    const int q = min(at.q + 8 * fragment_layout::row(i), q_len - 1);
-    s[i] = score(s[i] * scale, at.batch, at.head, q, at.kv + fragment_layout::column(i));
+    for (int i = 0; i < Count; ++i) {
+      s[i] = static_cast<float>(score(Number{s[i] * scale}, at.batch, at.head,
+                                      row(at.q + 8 * fragment_layout::row(i)),
+                                      column(at.kv + fragment_layout::column(i))));
+    }
+  };
+  if (at.q + 8 < q_len && at.kv + fragment_layout::column(Count - 1) < kv_len) {
+    const auto same = [](int index) { return index; };
+    apply(same, same);
+  } else {
+    apply([&](int q) { return min(q, q_len - 1); }, [&](int kv) { return min(kv, kv_len - 1); });
   }
 }
 
@@ -54,16 +72,21 @@ template <class Mask, int Count>
 __device__ inline void apply_mask(float (&s)[Count], const Mask& mask, score_origin at, int q_len,
                                   int kv_len) {
   constexpr float infinity = std::numeric_limits<float>::infinity();
+  if (at.q + 8 < q_len && at.kv + fragment_layout::column(Count - 1) < kv_len) {
+#pragma unroll
+    for (int i = 0; i < Count; ++i) {
+      const bool keep = static_cast<bool>(mask(at.batch, at.head, at.q + 8 * fragment_layout::row(i),
+                                               at.kv + fragment_layout::column(i)));
+      s[i] = keep ? s[i] : -infinity;
+    }
+    return;
+  }
 #pragma unroll
   for (int i = 0; i < Count; ++i) {
     const int q = min(at.q + 8 * fragment_layout::row(i), q_len - 1);
-    const int kv = min(at.kv + fragment_layout::column(i), kv_len - 1);
-    s[i] = static_cast<bool>(mask(at.batch, at.head, q, kv)) ? s[i] : -infinity;
-  }
-  if (at.kv + fragment_layout::column(Count - 1) < kv_len) return;
-#pragma unroll
-  for (int i = 0; i < Count; ++i) {
-    s[i] = at.kv + fragment_layout::column(i) < kv_len ? s[i] : -infinity;
+    const int kv = at.kv + fragment_layout::column(i);
+    const bool keep = static_cast<bool>(mask(at.batch, at.head, q, min(kv, kv_len - 1)));
+    s[i] = keep & (kv < kv_len) ? s[i] : -infinity;
   }
 }
 

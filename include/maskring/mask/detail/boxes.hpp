@@ -22,17 +22,17 @@ struct boxes {
   constexpr void push(const box<Axes>& b) { list[count++] = b; }
 };
 
-/// Splits a range of numbers i = ((… + c₂)·e₁ + c₁)·e₀ + c₀ with digits c₀ < e₀, c₁ < e₁, … (the last
-/// has no limit) into boxes of digits and calls emit for each, at most 2·Axes − 1 times: beginnings
-/// and ends that do not fill a digit, and the full middle. A stride that divides e₀ is kept; with
-/// another one the boxes also hold the indices in between.
+/// Splits a range of numbers i = ((… + c₂)·e₁ + c₁)·e₀ + c₀ with digits c₀ < e₀, c₁ < e₁, … (the
+/// last has no limit) into boxes of digits and calls emit for each, at most 2·Axes − 1 times:
+/// beginnings and ends that do not fill a digit, and the full middle. A stride that divides e₀ is
+/// kept; with another one the boxes also hold the indices in between.
 template <int Axes, int Axis = Axes - 1, class Emit>
 constexpr void for_each_box(range i, const int (&extent)[Axes], box<Axes> outer, Emit& emit) {
   if constexpr (Axis == 0) {
     outer.at[0] = i;
     emit(outer);
   } else {
-    index_t inner = 1;  // indices to one step of this axis
+    index_t inner = 1; // indices to one step of this axis
     for (int a = 0; a < Axis; ++a) inner *= extent[a];
     if (i.step > 1 && extent[0] % i.step != 0) i = {i.lo, i.hi, 1, i.depends};
     const index_t step = i.step > 0 ? i.step : 1;
@@ -76,4 +76,4 @@ constexpr kleene join_boxes(const QBoxes& queries, const KvBoxes& keys, std::uin
   return seen.result(depends);
 }
 
-}  // namespace maskring::mask::detail
+} // namespace maskring::mask::detail

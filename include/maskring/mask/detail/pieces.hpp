@@ -24,7 +24,8 @@ struct halves {
       : below{r.hi < at ? r : clip(r, r.lo, at)}, from{r.lo >= at ? r : clip(r, at, r.hi + 1)} {}
 };
 
-/// The verdict of a rectangle from the verdicts of the parts that it consists of: exact if they are.
+/// The verdict of a rectangle from the verdicts of the parts that it consists of: exact if they
+/// are.
 class joined {
 public:
   constexpr void add(kleene part) {
@@ -48,4 +49,4 @@ constexpr std::uint8_t joint_depends(range a, range b) {
   return static_cast<std::uint8_t>(a.depends | b.depends);
 }
 
-}  // namespace maskring::mask::detail
+} // namespace maskring::mask::detail

@@ -205,6 +205,7 @@ private:
   template <bool Masked, int Count>
   __device__ void differentiate(float (&p)[Count], float (&ds)[Count], const float (&lse)[2],
                                 const float (&delta)[2], score_origin at) const {
+    const auto score = score_at(args_.score, at.batch, at.head);
 #pragma unroll
     for (int i = 0; i < Count; ++i) {
       const int r = fragment_layout::row(i);
@@ -214,16 +215,16 @@ private:
       if constexpr (Masked) {
         visible = kv < args_.kv_len && static_cast<bool>(args_.mask(at.batch, at.head, q, kv));
       }
-      dual<float> s{0.0f, 0.0f};
+      dual<score_number<T>> s{0.0f, 0.0f};
       if (visible) {
-        s = args_.score(dual<float>{p[i] * args_.scale, 1.0f}, at.batch, at.head, q, kv);
+        s = score(dual<score_number<T>>{p[i] * args_.scale, 1.0f}, at.batch, at.head, q, kv);
       }
       const float product = p[i] * args_.scale;
       p[i] = visible ? ptx::exp2(s.value * log2_e - lse[r]) : 0.0f;
       // A weight of 0 passes no gradient, also where the modifier gave −inf and no derivative.
       const float dscore = p[i] * (ds[i] - delta[r]);
       if (p[i] > 0) learn(args_.score, dscore, product, at.batch, at.head, q, kv);
-      ds[i] = p[i] > 0 ? dscore * s.derivative : 0.0f;
+      ds[i] = p[i] > 0 ? static_cast<float>(dscore * s.derivative) : 0.0f;
     }
   }
 

@@ -65,6 +65,7 @@ public:
       : args_{args}, q_tile_{args.q_tiles - 1 - static_cast<int>(blockIdx.x) % args.q_tiles},
         head_{static_cast<int>(blockIdx.x) / args.q_tiles % args.heads},
         batch_{static_cast<int>(blockIdx.x) / args.q_tiles / args.heads},
+        score_{score_at(args.score, batch_, head_)},
         keys_{row_source::of(args.k, batch_, head_ / args.group, args.k_vectors)},
         values_{row_source::of(args.v, batch_, head_ / args.group, args.v_vectors)},
         k_shared_{shared + q_layout::bytes}, v_shared_{k_shared_ + P.stages * k_layout::bytes},
@@ -132,7 +133,8 @@ private:
     for (int m = 0; m < parts; ++m) {
       const score_origin origin{batch_, head_, row_of(m), key + lane_column()};
       if constexpr (Arguments::has_score) {
-        apply_score(scores[m], args_.score, args_.scale, origin, args_.q_len);
+        apply_score<score_number<T>>(scores[m], score_, args_.scale, origin, args_.q_len,
+                                     args_.kv_len);
       }
       if constexpr (Masked) {
         apply_mask(scores[m], args_.mask, origin, args_.q_len, args_.kv_len);
@@ -214,6 +216,7 @@ private:
 
   const Arguments& args_;
   int q_tile_, head_, batch_;
+  decltype(score_at(std::declval<const Arguments&>().score, 0, 0)) score_;
   row_source keys_, values_;
   std::uint32_t k_shared_, v_shared_;
   int warp_row_;

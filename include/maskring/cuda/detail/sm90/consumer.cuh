@@ -6,7 +6,10 @@
 #include <maskring/cuda/detail/ptx/wgmma.cuh>
 #include <maskring/cuda/detail/sm90/arguments.cuh>
 #include <maskring/cuda/detail/sm90/epilogue.cuh>
+#include <maskring/cuda/detail/sm90/mask_blocks.cuh>
 #include <maskring/cuda/detail/softmax.cuh>
+
+#include <utility>
 
 namespace maskring::cuda::detail::sm90 {
 
@@ -31,6 +34,7 @@ class consumer {
   static constexpr int score_count = P.tile.kv / 2;
   using T = typename Arguments::input_type;
   using storage = forward_storage<P>;
+  using item_score = decltype(score_at(std::declval<const Arguments&>().score, 0, 0));
 
 public:
   __device__ consumer(const Arguments& args, storage& smem, int group)
@@ -55,12 +59,13 @@ public:
     multiply_keys(s);
     ptx::wgmma_wait<0>(s);
     for (;;) {
+      const item_score score = score_at(args_.score, item.batch, item.head);
       tile_note note = smem_.notes[k_cursor_.stage()];
       release_keys();
-      exponentiate(s, item, note, rows, scales);
+      exponentiate(s, item, score, note, rows, scales);
       pack(s, p);
       prepare(note);
-      while (!note.last()) note = step(s, p, out, item, rows, scales);
+      while (!note.last()) note = step(s, p, out, item, score, rows, scales);
       release(smem_.q_slots[q_cursor_.stage()]);
       q_cursor_.advance();
 
@@ -94,8 +99,8 @@ public:
 private:
   /// The next tile's scores and softmax, around this tile's product with V; both operands are there.
   __device__ tile_note step(float (&s)[score_count], std::uint32_t (&p)[P.tile.kv / 4],
-                            float (&out)[P.v_dim / 2], const work_item& item, online_softmax& rows,
-                            rescaling& scales) {
+                            float (&out)[P.v_dim / 2], const work_item& item,
+                            const item_score& score, online_softmax& rows, rescaling& scales) {
     await_turn();
     multiply_keys(s);
     if constexpr (P.rescale_early) scales.apply(out);
@@ -104,7 +109,7 @@ private:
     const tile_note note = smem_.notes[k_cursor_.stage()];
     ptx::wgmma_wait<1>(s);
     release_keys();
-    exponentiate(s, item, note, rows, scales);
+    exponentiate(s, item, score, note, rows, scales);
     // The assembler moves a wait for wgmma up through arithmetic, which would put the softmax
     // behind the product that it is to overlap. It does not move it past the waits of `prepare`.
     ptx::pin(s);
@@ -144,13 +149,24 @@ private:
     }
   }
 
-  __device__ void exponentiate(float (&s)[score_count], const work_item& item, tile_note note,
-                               online_softmax& rows, rescaling& scales) {
+  __device__ void exponentiate(float (&s)[score_count], const work_item& item,
+                               const item_score& score, tile_note note, online_softmax& rows,
+                               rescaling& scales) {
     const score_origin at{item.batch, item.head, item.q_tile * P.tile.q + row_,
                           note.tile() * P.tile.kv + fragment_layout::first_column(lane_)};
-    if constexpr (Arguments::has_score) apply_score(s, args_.score, args_.scale, at, args_.q_len);
-    if (note.partial()) apply_mask(s, args_.mask, at, args_.q_len, args_.kv_len);
-    scales.changed = rows.template update<P.lazy>(s, Arguments::has_score ? log2_e : args_.scale * log2_e, scales.factor);
+    if constexpr (Arguments::has_score) {
+      apply_score<score_number<T>>(s, score, args_.scale, at, args_.q_len, args_.kv_len);
+    }
+    if (note.partial()) {
+      slot_barriers& slot = smem_.verdict_slots[verdict_cursor_.stage()];
+      slot.wait_full(verdict_cursor_.round());
+      const kept_scores<P> kept{args_, smem_.verdicts[verdict_cursor_.stage()], row_ / 16, at};
+      release(slot);
+      verdict_cursor_.advance();
+      kept.apply(s);
+    }
+    const float unit = Arguments::has_score ? log2_e : args_.scale * log2_e;
+    scales.changed = rows.template update<P.lazy>(s, unit, scales.factor);
   }
 
   /// S = Q Kᵀ, asynchronously.
@@ -222,7 +238,7 @@ private:
   int group_, lane_, row_;
   std::uint32_t work_round_ = 0;
   ring_cursor<P.query_stages> q_cursor_;
-  ring_cursor<P.stages> k_cursor_, v_cursor_;
+  ring_cursor<P.stages> k_cursor_, v_cursor_, verdict_cursor_;
 };
 
 }  // namespace maskring::cuda::detail::sm90

@@ -16,6 +16,7 @@
 #include <maskring/cuda/detail/ptx/register_limit.cuh>
 #include <maskring/cuda/detail/sm90/arguments.cuh>
 #include <maskring/cuda/detail/sm90/consumer.cuh>
+#include <maskring/cuda/detail/sm90/mask_blocks.cuh>
 #include <maskring/cuda/detail/sm90/policy.cuh>
 #include <maskring/cuda/detail/sm90/producer.cuh>
 #include <maskring/cuda/error.cuh>
@@ -28,7 +29,7 @@ namespace maskring::cuda::detail::sm90 {
 template <class Arguments>
 __global__ void __launch_bounds__(Arguments::policy.threads(), 1)
     forward_kernel(const __grid_constant__ Arguments args) {
-#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)  // empty for other architectures
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL) // empty for other architectures
   constexpr forward_policy P = Arguments::policy;
   extern __shared__ __align__(1024) std::byte memory[];
   auto& smem = *reinterpret_cast<forward_storage<P>*>(memory);
@@ -47,6 +48,7 @@ __global__ void __launch_bounds__(Arguments::policy.threads(), 1)
     ptx::release_registers<P.producer_registers()>();
     if (warp == 0 && lane == 0) produce(args, smem);
     if (warp == 1 && lane == 0) schedule(args, smem);
+    if (warp >= 2) judge_blocks(args, smem, warp - 2);
   } else {
     ptx::acquire_registers<P.consumer_registers()>();
     consumer<Arguments>{args, smem, warp / 4 - 1}.run();
@@ -126,9 +128,8 @@ void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
                  in.previous, in.sink, map,
                  // Two thirds of the L2 for keys and values; the rest sees queries and output pass.
                  work_order::make(p, P.tile, processors, l2_bytes * index_t{2} / 3, longest),
-                 next_work, mask,
-                 score, p.scale, static_cast<int>(p.q_len), static_cast<int>(p.kv_len),
-                 static_cast<int>(p.group())};
+                 next_work, mask, score, p.scale, static_cast<int>(p.q_len),
+                 static_cast<int>(p.kv_len), static_cast<int>(p.group())};
   const int blocks = std::min(processors, args.order.count());
   if (blocks == 0) return;
 

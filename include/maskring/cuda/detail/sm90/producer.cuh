@@ -4,6 +4,7 @@
 
 #include <maskring/cuda/detail/ptx/tensor_map.cuh>
 #include <maskring/cuda/detail/sm90/arguments.cuh>
+#include <maskring/cuda/detail/sm90/tile_walk.cuh>
 
 namespace maskring::cuda::detail::sm90 {
 
@@ -28,49 +29,6 @@ __device__ void schedule(const Arguments& args, forward_storage<Arguments::polic
     index = taken + static_cast<int>(gridDim.x);
   }
 }
-
-/// The key tiles of one item from last to first, the masked ones at the diagonal before the others.
-class tile_walk {
-public:
-  template <class Arguments>
-  __device__ tile_walk(const Arguments& args, const work_item& item, int kv_tile)
-      : runs_{args.map.rows.offsets == nullptr ? nullptr : args.map.rows.runs},
-        run_{item.last_run - 1},
-        first_run_{item.first_run},
-        ragged_tile_{args.kv_len % kv_tile == 0 ? -1 : args.kv_len / kv_tile} {
-    enter(runs_ == nullptr ? tile_run{0, (args.kv_len + kv_tile - 1) / kv_tile, false}
-                           : runs_[run_]);
-    if (run_ > first_run_) next_ = runs_[run_ - 1];
-  }
-
-  __device__ int tile() const { return tile_; }
-  __device__ bool last() const { return tile_ == run_start_ && run_ == first_run_; }
-  /// Also true where keys past the end must be masked.
-  __device__ bool partial() const { return partial_ || tile_ == ragged_tile_; }
-
-  __device__ void advance() {
-    if (tile_ != run_start_) {
-      --tile_;
-      return;
-    }
-    --run_;
-    enter(next_);
-    if (run_ > first_run_) next_ = runs_[run_ - 1]; // read a run ahead of its use
-  }
-
-private:
-  __device__ void enter(tile_run run) {
-    run_start_ = run.first;
-    tile_ = run.first + run.count() - 1;
-    partial_ = run.partial();
-  }
-
-  const tile_run* runs_;
-  int run_, first_run_, ragged_tile_;
-  tile_run next_{};
-  int run_start_, tile_;
-  bool partial_;
-};
 
 template <operand_layout Layout>
 __device__ void load_tile(std::byte* destination, const CUtensorMap& map, std::uint64_t& full,
@@ -106,8 +64,8 @@ __device__ void produce(const Arguments& args, forward_storage<Arguments::policy
       slot.wait_empty(k_cursor.round());
       smem.notes[k_cursor.stage()] = tile_note::of(tile, last, partial);
       ptx::arrive_expecting(slot.full, key_layout(P).bytes());
-      load_tile<key_layout(P)>(smem.k[k_cursor.stage()], args.k, slot.full, tile * P.tile.kv, kv_head,
-                               item.batch);
+      load_tile<key_layout(P)>(smem.k[k_cursor.stage()], args.k, slot.full, tile * P.tile.kv,
+                               kv_head, item.batch);
       k_cursor.advance();
     };
     const auto load_v = [&](int tile) {
@@ -124,8 +82,8 @@ __device__ void produce(const Arguments& args, forward_storage<Arguments::policy
     slot_barriers& q_slot = smem.q_slots[q_cursor.stage()];
     q_slot.wait_empty(q_cursor.round());
     ptx::arrive_expecting(q_slot.full, query_layout(P).bytes());
-    load_tile<query_layout(P)>(smem.q[q_cursor.stage()], args.q, q_slot.full, item.q_tile * P.tile.q,
-                               item.head, item.batch);
+    load_tile<query_layout(P)>(smem.q[q_cursor.stage()], args.q, q_slot.full,
+                               item.q_tile * P.tile.q, item.head, item.batch);
     q_cursor.advance();
     int tile = walk.tile();
     while (!walk.last()) {

@@ -58,27 +58,45 @@ struct ring_cursor {
   __device__ void advance() { ++index; }
 };
 
+inline constexpr int judges = 2; ///< warps of the producer's group that have nothing else to do
+
+/// The verdicts of a partial tile's blocks of 16 × 16: bits, `columns` to each strip of 16 queries.
+template <forward_policy P>
+struct block_verdicts {
+  static constexpr int columns = P.tile.kv <= 128 ? 8 : 16;
+  static constexpr int words = P.tile.q / 16 * columns / 32;
+  std::uint32_t some[words], all[words];
+
+  /// A strip's bits of `some` or `all`.
+  static __device__ std::uint32_t row(const std::uint32_t (&bits)[words], int strip) {
+    return bits[strip * columns / 32] >> strip * columns % 32 & ((1u << columns) - 1);
+  }
+};
+
 template <forward_policy P>
 struct forward_storage {
   alignas(1024) std::byte q[P.query_stages][query_layout(P).bytes()];
   alignas(1024) std::byte k[P.stages][key_layout(P).bytes()];
   alignas(1024) std::byte v[P.stages][value_layout(P).bytes()];
   slot_barriers work_slot;
-  std::uint64_t item_ending;  ///< the producer reached an item's last tile: take the next one
+  std::uint64_t item_ending; ///< the producer reached an item's last tile: take the next one
   slot_barriers q_slots[P.query_stages];
   slot_barriers k_slots[P.stages], v_slots[P.stages];
-  tile_note notes[P.stages]; ///< travel with the key tiles
+  slot_barriers verdict_slots[P.stages];
+  block_verdicts<P> verdicts[P.stages]; ///< of the next partial tiles
+  tile_note notes[P.stages];            ///< travel with the key tiles
   work_item work;
 
   /// By one thread, before the block's first barrier. Consumers arrive once a warp.
   __device__ void init() {
     constexpr int consumer_warps = 4 * P.consumers();
-    work_slot.init(1, consumer_warps + 1);
+    work_slot.init(1, consumer_warps + 1 + judges);
     ::cuda::ptx::mbarrier_init(&item_ending, 1);
     for (int s = 0; s < P.query_stages; ++s) q_slots[s].init(1, consumer_warps);
     for (int s = 0; s < P.stages; ++s) {
       k_slots[s].init(1, consumer_warps);
       v_slots[s].init(1, consumer_warps);
+      verdict_slots[s].init(judges, consumer_warps);
     }
     ::cuda::ptx::fence_mbarrier_init(::cuda::ptx::sem_release, ::cuda::ptx::scope_cluster);
   }

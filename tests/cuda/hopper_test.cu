@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// The Hopper forward kernel, chosen by force, against the fp64 reference: every shape it has.
+#include "attention.cuh"
+
+#include <maskring/mask/compose.hpp>
+
+namespace maskring::testing {
+namespace {
+
+bool is_hopper() {
+  int major = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
+  if (major != 9) MESSAGE("skipped: no GPU of compute capability 9.0");
+  return major == 9;
+}
+
+template <class T, class Dims>
+void all_masks(Dims dims, index_t qk_dim, index_t v_dim) {
+  if (!is_hopper()) return;
+  cuda::workspace scratch;
+  const auto exec = cuda::on(nullptr, scratch, dims).with({.kernel = cuda::kernel::hopper});
+  for (int kind = any_mask::full; kind <= any_mask::scattered; ++kind) {
+    const any_mask mask{kind};
+    compare_with<T, false>(exec, {.qk_dim = qk_dim, .v_dim = v_dim}, mask, any_score{});
+    compare_with<T, false>(exec,
+                           {.batch = 2, .q_heads = 4, .kv_heads = 2, .q_len = 205, .kv_len = 301,
+                            .qk_dim = qk_dim - 8, .v_dim = v_dim - 16, .sink = true},
+                           mask, any_score{});
+  }
+  for (int kind = any_score::identity; kind <= any_score::distance; ++kind) {
+    compare_with<T, false>(exec, {.q_len = 389, .kv_len = 311, .qk_dim = qk_dim, .v_dim = v_dim},
+                           any_mask{any_mask::causal}, any_score{kind});
+  }
+  compare_with<T, false>(exec, {.q_len = 1, .kv_len = 1, .qk_dim = qk_dim, .v_dim = 8},
+                         any_mask{any_mask::causal}, any_score{});
+}
+
+}  // namespace
+
+TEST_CASE("bfloat16, head dimension 64") { all_masks<bfloat16>(cuda::head_dims<64>, 64, 64); }
+TEST_CASE("bfloat16, head dimension 96") { all_masks<bfloat16>(cuda::head_dims<96>, 96, 96); }
+TEST_CASE("bfloat16, head dimension 128") { all_masks<bfloat16>(cuda::head_dims<128>, 128, 128); }
+TEST_CASE("bfloat16, head dimension 192") { all_masks<bfloat16>(cuda::head_dims<192>, 192, 192); }
+TEST_CASE("bfloat16, queries of 192, values of 128") {
+  all_masks<bfloat16>(cuda::head_dims_qk_v<192, 128>, 192, 128);
+}
+TEST_CASE("bfloat16, head dimension 256") { all_masks<bfloat16>(cuda::head_dims<256>, 256, 256); }
+TEST_CASE("half, head dimension 128") { all_masks<float16>(cuda::head_dims<128>, 128, 128); }
+
+TEST_CASE("an int-only mask: every element of a tile decides") {
+  if (!is_hopper()) return;
+  cuda::workspace scratch;
+  const auto exec =
+      cuda::on(nullptr, scratch, cuda::head_dims<128>).with({.kernel = cuda::kernel::hopper});
+  compare_with<bfloat16, false>(exec, {.q_len = 300, .kv_len = 517, .qk_dim = 128, .v_dim = 128},
+                                mask::elementwise{any_mask{any_mask::scattered}}, score::none{});
+}
+
+}  // namespace maskring::testing
