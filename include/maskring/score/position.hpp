@@ -82,7 +82,7 @@ public:
     return s + static_cast<real>(kv - q) * detail::alibi_slope<real>(h, heads_, one_head_);
   }
   constexpr distance_slope at(int, int h) const {
-    return {detail::inverse_power_of_two<float>(8 * (h + 1), heads_)};
+    return {detail::alibi_slope<float>(h, heads_, one_head_)};
   }
   friend constexpr bool operator==(alibi, alibi) = default;
 
