@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Times context parallelism with all ranks on one GPU beside one attention call over everything: what
-// splitting costs when communication is a copy inside the device.
+// Times context parallelism with all ranks on one GPU beside one attention call over everything:
+// what splitting costs where ranks read one another's keys in place, or by a copy inside the
+// device.
+//
 // usage: bench_cuda_context_parallel [--json FILE] [--seq N] [--ranks N] [--deterministic 0|1]
 
 #include "support/attention.cuh"
@@ -23,8 +25,27 @@ namespace mr = maskring;
 using element = __nv_bfloat16;
 constexpr int dim = 128, heads = 16;
 
-struct times {
-  double forward = 0, backward = 0;
+struct pass_numbers {
+  double ms = 0;
+  double extra_mib = 0; ///< memory that a rank's driver keeps
+};
+struct numbers {
+  pass_numbers forward, backward;
+};
+
+/// As a caller's stream: copies between ranks, which others wait for, go before its work.
+class plain_stream {
+public:
+  plain_stream() {
+    bench::require_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking),
+                        "cudaStreamCreateWithFlags");
+  }
+  plain_stream(const plain_stream&) = delete;
+  ~plain_stream() { cudaStreamDestroy(stream_); }
+  cudaStream_t get() const { return stream_; }
+
+private:
+  cudaStream_t stream_ = nullptr;
 };
 
 double used_mib() {
@@ -36,7 +57,8 @@ double used_mib() {
 /// The tensors of one rank's tokens, or of all.
 struct tensors {
   explicit tensors(mr::index_t tokens, unsigned seed)
-      : shape{1, heads, tokens, dim}, data(static_cast<std::size_t>(8 * heads * tokens * dim)),
+      : shape{1, heads, tokens, dim},
+        data(static_cast<std::size_t>(8 * heads * tokens * dim)),
         rows(static_cast<std::size_t>(heads * tokens)) {
     bench::fill_normal<<<1024, 256>>>(data.data(), data.size(), seed);
     bench::require_cuda(cudaDeviceSynchronize(), "fill_normal");
@@ -65,38 +87,35 @@ double wall_ms(Work work, int runs) {
   for (int i = 0; i < runs; ++i) work();
   bench::require_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin)
-             .count() / runs;
+             .count() /
+         runs;
 }
 
 template <class Mask>
-times single(const Mask& mask, mr::index_t seq, int runs, const mr::cuda::policy& policy) {
+numbers single(const Mask& mask, mr::index_t seq, int runs, const mr::cuda::policy& policy) {
   const tensors t{seq, 1};
-  cudaStream_t stream = nullptr;
-  bench::require_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
-  times out;
-  {
-    mr::cuda::workspace scratch;
-    const auto exec = mr::cuda::on(stream, scratch, mr::cuda::head_dims<dim>).with(policy);
-    const auto map = mr::cuda::make_block_map(exec, mask, {1, heads, seq, seq});
-    const auto forward = [&] { mr::forward(exec, t.in(), t.out(), mask, map); };
-    const auto backward = [&] { mr::backward(exec, t.saved(), t.up(), t.grad(), mask, map); };
-    wall_ms(forward, 1);
-    out.forward = wall_ms(forward, runs);
-    wall_ms(backward, 1);
-    out.backward = wall_ms(backward, runs);
-  }
-  cudaStreamDestroy(stream);
+  const plain_stream stream;
+  mr::cuda::workspace scratch;
+  const auto exec = mr::cuda::on(stream.get(), scratch, mr::cuda::head_dims<dim>).with(policy);
+  const auto map = mr::cuda::make_block_map(exec, mask, {1, heads, seq, seq});
+  const auto forward = [&] { mr::forward(exec, t.in(), t.out(), mask, map); };
+  const auto backward = [&] { mr::backward(exec, t.saved(), t.up(), t.grad(), mask, map); };
+  numbers out;
+  wall_ms(forward, 1);
+  out.forward.ms = wall_ms(forward, runs);
+  wall_ms(backward, 1);
+  out.backward.ms = wall_ms(backward, runs);
   return out;
 }
 
 /// `make(comm)` gives a rank's driver, `tokens(rank)` the size of its shard.
 template <class Make, class Tokens>
-times split(int ranks, int runs, const mr::cuda::policy& policy, Make make, Tokens tokens,
-            double& extra_mib) {
-  times out;
-  mr::comm::run_local(ranks, [&](mr::comm::local& c) {
+numbers split(int ranks, int runs, const mr::cuda::policy& policy, Make make, Tokens tokens,
+              bool in_place) {
+  numbers out;
+  const auto work = [&](mr::comm::local& c) {
     const tensors t{tokens(c.rank()), static_cast<unsigned>(c.rank() + 2)};
-    const mr::comm::detail::stream stream = mr::comm::detail::make_stream();
+    const plain_stream stream;
     mr::cuda::workspace scratch;
     const auto exec = mr::cuda::on(stream.get(), scratch, mr::cuda::head_dims<dim>).with(policy);
     const auto meet = [&] { c.share(std::as_bytes(std::span{&ranks, 1})); };
@@ -104,23 +123,25 @@ times split(int ranks, int runs, const mr::cuda::policy& policy, Make make, Toke
     const double before = c.rank() == 0 ? used_mib() : 0;
     meet();
     auto driver = make(c);
-    const auto forward = [&] { driver.forward(exec, t.in(), t.out()); };
-    const auto backward = [&] { driver.backward(exec, t.saved(), t.up(), t.grad()); };
-    const auto timed = [&](const auto& work) {
-      meet();
-      const double ms = wall_ms(work, runs);
-      meet();
-      return ms;
+    const auto measure = [&](const auto& pass) {
+      pass_numbers p;
+      const auto timed = [&](int count) {
+        meet();
+        const double ms = wall_ms(pass, count);
+        meet();
+        return ms;
+      };
+      timed(1);
+      p.extra_mib = c.rank() == 0 ? (used_mib() - before) / ranks : 0;
+      p.ms = timed(runs);
+      return p;
     };
-    timed(forward);
-    if (c.rank() == 0) extra_mib = (used_mib() - before) / ranks;
-    const double f = timed(forward);
-    timed(backward);
-    const double b = timed(backward);
+    const pass_numbers f = measure([&] { driver.forward(exec, t.in(), t.out()); });
+    const pass_numbers b = measure([&] { driver.backward(exec, t.saved(), t.up(), t.grad()); });
     if (c.rank() == 0) out = {f, b};
-    bench::require_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
     meet();
-  });
+  };
+  mr::comm::run_local(ranks, work, {.devices = {}, .turns = false, .in_place = in_place});
   return out;
 }
 
@@ -133,51 +154,46 @@ int main(int count, char** arguments) try {
   bench::report report{bench::device_name(), bench::argument(count, arguments, "json", "")};
   const mr::cp::shape sizes{1, heads, heads, dim, dim};
   const mr::shard::zigzag zigzag{seq, ranks};
-  const double shard_mib = static_cast<double>(heads * zigzag.size(0) * dim) * sizeof(element) / (1 << 20);
+  const double shard_mib =
+      static_cast<double>(heads * zigzag.size(0) * dim) * sizeof(element) / (1 << 20);
 
   const auto compare = [&](const char* name, const auto& mask, int runs) {
-    const times alone = single(mask, seq, runs, policy);
-    std::printf("%s, %ld tokens, one call: forward %.2f ms, backward %.2f ms\n", name,
-                static_cast<long>(seq), alone.forward, alone.backward);
-    const auto add = [&](const char* method, const times& t, double extra_mib) {
-      for (const bool back : {false, true}) {
+    // Each method beside a call measured just before, since clocks drift.
+    const auto add = [&](const char* method, auto make, auto tokens, bool in_place = true) {
+      const numbers alone = single(mask, seq, runs, policy);
+      const numbers n = split(ranks, runs, policy, make, tokens, in_place);
+      const auto line = [&](const char* what, const pass_numbers& is, const pass_numbers& one) {
         report.add(bench::record{}
-                       .text("what", back ? "backward" : "forward")
+                       .text("what", what)
                        .text("method", method)
                        .text("mask", name)
                        .integer("ranks", ranks)
                        .integer("seq", seq)
-                       .number("ms", back ? t.backward : t.forward)
-                       .number("one_call_ms", back ? alone.backward : alone.forward)
-                       .number("ratio", back ? t.backward / alone.backward
-                                             : t.forward / alone.forward)
-                       .number("extra_mib", extra_mib)
-                       .number("extra_kv_shards", extra_mib / (2 * shard_mib)));
-      }
+                       .number("ms", is.ms)
+                       .number("one_call_ms", one.ms)
+                       .number("ratio", is.ms / one.ms)
+                       .number("extra_mib", is.extra_mib)
+                       .number("extra_kv_shards", is.extra_mib / (2 * shard_mib)));
+      };
+      line("forward", n.forward, alone.forward);
+      line("backward", n.backward, alone.backward);
     };
     const auto tokens = [&](int rank) { return zigzag.size(rank); };
-    double extra = 0;
-    times t = split(ranks, runs, policy,
-                    [&](mr::comm::local& c) { return mr::cp::ring{c, sizes, zigzag, mask}; },
-                    tokens, extra);
-    add("ring", t, extra);
-    t = split(ranks, runs, policy,
-              [&](mr::comm::local& c) { return mr::cp::all_gather{c, sizes, zigzag, mask}; },
-              tokens, extra);
-    add("all-gather", t, extra);
-    if (heads % ranks == 0) {
-      t = split(ranks, runs, policy,
-                [&](mr::comm::local& c) { return mr::cp::ulysses{c, sizes, zigzag, mask}; }, tokens,
-                extra);
-      add("ulysses", t, extra);
-    }
-    if (ranks % 2 == 0) {
-      const mr::shard::subdivided mesh{mr::shard::zigzag{seq, ranks / 2}, 2};
-      t = split(ranks, runs, policy,
-                [&](mr::comm::local& c) { return mr::cp::hybrid{c, sizes, mesh, mask}; },
-                [&](int rank) { return mesh.size(rank); }, extra);
-      add("hybrid", t, extra);
-    }
+    const auto ring = [&](mr::comm::local& c) { return mr::cp::ring{c, sizes, zigzag, mask}; };
+    add("ring", ring, tokens);
+    add("ring, keys sent", ring, tokens, false);
+    const auto gathering = [&](mr::comm::local& c) {
+      return mr::cp::all_gather{c, sizes, zigzag, mask};
+    };
+    add("all-gather", gathering, tokens);
+    const auto over_heads = [&](mr::comm::local& c) {
+      return mr::cp::ulysses{c, sizes, zigzag, mask};
+    };
+    if (heads % ranks == 0) add("ulysses", over_heads, tokens);
+    if (ranks % 2 != 0) return;
+    const mr::shard::subdivided mesh{mr::shard::zigzag{seq, ranks / 2}, 2};
+    const auto both = [&](mr::comm::local& c) { return mr::cp::hybrid{c, sizes, mesh, mask}; };
+    add("hybrid", both, [&](int rank) { return mesh.size(rank); });
   };
   compare("causal", mr::mask::causal{}, 3);
   compare("sliding window 4096", mr::mask::sliding_window{4096}, 10);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention local and context-parallel, forward and backward, each checked: the job of PyTorch's
 // flex_attention_cp example.
+#include "checks.hpp"
 #include "dense.hpp"
-#include "support/command_line.hpp"
+#include "options.hpp"
 
 #include <maskring/block/build.hpp>
 #include <maskring/block/text.hpp>
@@ -19,7 +20,6 @@ using examples::any_mask;
 using examples::command_line;
 
 constexpr const char* methods[] = {"ring", "all-gather", "ulysses"};
-constexpr const char* layouts[] = {"contiguous", "zigzag", "striped"};
 #ifdef MASKRING_WITH_CUDA
 constexpr const char* devices[] = {"cpu", "cuda"};
 constexpr const char* devices_text = "cpu or cuda: ranks share the GPUs there are (cpu)";
@@ -28,20 +28,11 @@ constexpr const char* devices[] = {"cpu"};
 constexpr const char* devices_text = "cpu (cpu)";
 #endif
 
-constexpr examples::option known[] = {
+constexpr examples::option own_options[] = {
     {"ranks", "N", "over which the sequence is split, threads here (4)"},
-    {"seq", "N", "tokens (32 a rank)"},
-    {"batch", "N", "(8)"},
-    {"heads", "N", "of queries (8)"},
-    {"kv-heads", "N", "of keys and values; heads is a multiple (heads)"},
-    {"dim", "N", "of queries and keys (32)"},
-    {"v-dim", "N", "of values (dim)"},
-    {"mask", "MASK", "which scores are kept, see below (causal)"},
     {"score", "SCORE", "how scores are changed before the mask, see below (none)"},
-    {"layout", "L", "how the sequence is split: contiguous, zigzag or striped\n(contiguous)"},
     {"method", "M", "how the ranks work together: ring, all-gather or ulysses\n(ring)"},
     {"device", "D", devices_text},
-    {"seed", "N", "of the inputs, unit-normal float32 numbers (0)"},
     {"help", nullptr, "this text"},
 };
 
@@ -54,33 +45,16 @@ void print_help() {
       "a name:\n%s\n"
       "A SCORE is NAME[:ARG]..., or several joined by > (then); s is q·k·scale:\n%s\n"
       "Exit status: 0 if all checks hold, 1 if not, 2 for options that cannot be used.\n",
-      command_line::list(known).c_str(), examples::list_names(examples::mask_names).c_str(),
+      command_line::list(flex::with_problem_options(own_options)).c_str(),
+      examples::list_names(examples::mask_names).c_str(),
       examples::list_names(examples::score_names).c_str());
 }
 
 flex::settings read(const command_line& line) {
-  flex::settings s;
-  const auto whole = [&](const char* name, int otherwise, int least, int most) {
-    return static_cast<int>(line.whole(name, otherwise, least, most));
-  };
-  s.ranks = whole("ranks", s.ranks, 1, 256);
-  s.n.tokens = whole("seq", 32 * s.ranks, 1, 1 << 20);
-  s.n.batch = whole("batch", s.n.batch, 1, 1 << 16);
-  s.n.heads = whole("heads", s.n.heads, 1, 1 << 16);
-  s.n.kv_heads = whole("kv-heads", s.n.heads, 1, 1 << 16);
-  s.n.dim = whole("dim", s.n.dim, 1, 1 << 16);
-  s.n.v_dim = whole("v-dim", s.n.dim, 1, 1 << 16);
-  s.seed = static_cast<unsigned>(line.whole("seed", 0, 0, 4294967295));
-  s.mask = line.text("mask", s.mask);
+  flex::settings s = flex::read_problem(line, static_cast<int>(line.whole("ranks", 4, 1, 256)));
   s.score = line.text("score", s.score);
-  s.layout = line.one_of("layout", layouts, s.layout);
   s.method = line.one_of("method", methods, s.method);
   s.device = line.one_of("device", devices, s.device);
-  if (s.n.heads % s.n.kv_heads != 0) {
-    throw std::invalid_argument("--heads is " + std::to_string(s.n.heads) +
-                                ", expected a multiple of --kv-heads, which is " +
-                                std::to_string(s.n.kv_heads));
-  }
   return s;
 }
 
@@ -113,13 +87,6 @@ void print_savings(const flex::settings& s, const cp::savings& saved) {
               part(saved.backward_bytes, saved.unplanned_backward_bytes));
 }
 
-/// One line; whether it holds.
-bool check(const char* what, double error, double tolerance) {
-  const bool holds = error <= tolerance;
-  std::printf("%-56s %9.2e   %9.1e   %s\n", what, error, tolerance, holds ? "ok" : "MISMATCH");
-  return holds;
-}
-
 const flex::device_calls& calls_of([[maybe_unused]] const flex::settings& s) {
 #ifdef MASKRING_WITH_CUDA
   if (s.device == "cuda") return flex::on_cuda;
@@ -138,8 +105,8 @@ bool run(const flex::settings& s) {
   std::printf("float32, batch %d, %d heads, %d key heads, dim %d, value dim %d, %d tokens\n"
               "mask %s%s%s, %d ranks, layout %s, method %s, device %s, seed %u\n\n",
               n.batch, n.heads, n.kv_heads, n.dim, n.v_dim, n.tokens, s.mask.c_str(),
-              score ? ", score " : "", score ? s.score.c_str() : "", s.ranks,
-              s.layout.c_str(), s.method.c_str(), s.device.c_str(), s.seed);
+              score ? ", score " : "", score ? s.score.c_str() : "", s.ranks, s.layout.c_str(),
+              s.method.c_str(), s.device.c_str(), s.seed);
   print_block_maps(s, mask, layout);
 
   const cp::shape shape{n.batch, n.heads, n.kv_heads, n.dim, n.v_dim};
@@ -158,21 +125,17 @@ bool run(const flex::settings& s) {
   calls.local(s, mask, score, local);
   calls.split(s, mask, score, layout, split);
 
-  // fp32 rounds relative to the size of a gradient, and of scores beyond those of unit-normal inputs;
-  // outputs are averages of unit-normal values.
-  const double tolerance = 2e-6 * std::max(1.0, largest / 16);
-  double size = 1;
-  for (const flex::array<double>* g : {&reference.dq, &reference.dk, &reference.dv}) {
-    for (const double x : g->data) size = std::max(size, std::abs(x));
-  }
-  std::printf("\n%-56s %9s   %9s\n", "check", "max error", "tolerance");
+  const flex::tolerances allowed{reference, largest};
+  flex::print_check_heading();
   bool holds = true;
-  holds &= check("local output = dense reference", max_error(local.out, reference.out), tolerance);
-  holds &= check("context-parallel output = local output", max_error(split.out, local.out), tolerance);
-  holds &=
-      check("local gradients = reference's", max_gradient_error(local, reference), tolerance * size);
-  holds &= check("context-parallel gradients = reference's", max_gradient_error(split, reference),
-                 tolerance * size);
+  holds &= flex::check("local output = dense reference", max_error(local.out, reference.out),
+                       allowed.output);
+  holds &= flex::check("context-parallel output = local output", max_error(split.out, local.out),
+                       allowed.output);
+  holds &= flex::check("local gradients = reference's", max_gradient_error(local, reference),
+                       allowed.gradients);
+  holds &= flex::check("context-parallel gradients = reference's",
+                       max_gradient_error(split, reference), allowed.gradients);
   return holds;
 }
 
@@ -180,7 +143,8 @@ bool run(const flex::settings& s) {
 
 int main(int count, char** words) {
   try {
-    const command_line line{count, words, known};
+    const auto options = flex::with_problem_options(own_options);
+    const command_line line{count, words, options};
     if (line.has("help")) {
       print_help();
       return 0;

@@ -26,7 +26,8 @@ struct settings {
   sizes n;
   int ranks = 4;
   unsigned seed = 0;
-  std::string mask = "causal", score = "none", layout = "contiguous", method = "ring", device = "cpu";
+  std::string mask = "causal", score = "none", layout = "contiguous", method = "ring",
+              device = "cpu";
 };
 
 /// An array [batch, head, sequence, dim].
@@ -100,8 +101,8 @@ double max_gradient_error(const whole<A>& a, const whole<B>& b) {
 }
 
 /// Between a rank's tokens and their places in the whole sequence.
-template <class Whole, class Local, class Copy>
-void each_token(Whole& all, Local& mine, const examples::any_map& map, Copy copy) {
+template <class Whole, class Local, class Map, class Copy>
+void each_token(Whole& all, Local& mine, const Map& map, Copy copy) {
   for (int b = 0; b < mine.shape[0]; ++b) {
     for (int h = 0; h < mine.shape[1]; ++h) {
       for (int i = 0; i < mine.shape[2]; ++i) {
@@ -121,8 +122,6 @@ struct device_calls {
 };
 
 extern const device_calls on_host;
-#ifdef MASKRING_WITH_CUDA
-extern const device_calls on_cuda;
-#endif
+extern const device_calls on_cuda; // in programs with kernels
 
 } // namespace flex

@@ -156,6 +156,35 @@ TEST_CASE("local: collectives, also of some of the ranks") {
   });
 }
 
+TEST_CASE("local: ranks on all devices in turn") {
+  int devices = 0;
+  cudaGetDeviceCount(&devices);
+  if (devices == 1) MESSAGE("skipped: messages between devices, there is one");
+  comm::local_options how;
+  for (int i = 0; i < devices; ++i) how.devices.push_back(i);
+  const int ranks = 2 * devices + 1;
+  constexpr int count = 100000;
+  run_local(
+      ranks,
+      [&](local& c) {
+        CHECK(c.device() == c.rank() % devices);
+        const comm::detail::stream s = comm::detail::make_stream();
+        numbers<int> mine{c, s.get(), std::vector<int>(count, c.rank())};
+        numbers<int> all{c, s.get(), std::vector<int>(static_cast<std::size_t>(count * ranks), -1)};
+        slow_add<<<1, 256, 0, s.get()>>>(mine.data(), count, 100);
+        c.all_gather(s.get(), mine.data(), all.data(), count * sizeof(int));
+        slow_add<<<1, 256, 0, s.get()>>>(mine.data(), count, 100); // not before all have read
+        const std::vector<int> got = all.get();
+        for (int i = 0; i < ranks; ++i) {
+          CHECK(std::count(got.begin() + i * count, got.begin() + (i + 1) * count, 100 + i) == count);
+        }
+        CHECK(mine.get() == std::vector<int>(count, c.rank() + 200));
+        const int token = 0;
+        c.share(std::as_bytes(std::span{&token, 1})); // memory goes when all have read it
+      },
+      how);
+}
+
 TEST_CASE("local: when a rank fails the others end with an error that names it") {
   const auto begin = std::chrono::steady_clock::now();
   std::atomic<int> named{0};

@@ -2,6 +2,10 @@
 // The drivers on the device with 16-bit elements, several ranks to a GPU.
 #include "device_problems.cuh"
 
+#include <maskring/cp/timeline.hpp>
+
+#include <sstream>
+
 using namespace maskring;
 using namespace maskring::testing;
 
@@ -22,13 +26,14 @@ TEST_CASE("drivers on a device: errors do not grow with the ranks") {
     CAPTURE(std::string{name_of(how)});
     const auto run = [&](int ranks) {
       const any_layout split{"zigzag", 1000, ranks};
-      return run_on_device<bfloat16, bfloat16>(how, in, split, split, mask, 1);
+      return run_on_device<bfloat16, bfloat16>(how, in, split, split, mask, 1, 0, false);
     };
     const auto one = run(1), eight = run(8);
     const auto check = [&](const char* name, const auto& a, const auto& b, const auto& want) {
       CAPTURE(std::string{name});
       const double first = relative_error(a, want), last = relative_error(b, want);
-      MESSAGE(std::string{name_of(how)}, " ", std::string{name}, ": relative error ", first, " at 1 rank, ", last, " at 8");
+      MESSAGE(std::string{name_of(how)}, " ", std::string{name}, ": relative error ", first,
+              " at 1 rank, ", last, " at 8");
       CHECK(last <= 1.05 * first);
     };
     check("out", one.out, eight.out, exact.out);
@@ -43,17 +48,79 @@ TEST_CASE("drivers on a device: as one graph, replayed, the same bits") {
   const whole_inputs<bfloat16> in{8, s, true};
   const any_mask mask{any_mask::window};
   for (const method how : {method::ring, method::all_gather, method::ulysses, method::hybrid}) {
-    CAPTURE(std::string{name_of(how)});
-    const any_layout split{"zigzag", 333, how == method::hybrid ? 2 : 4};
-    const auto once = run_on_device<bfloat16, bfloat16>(how, in, split, split, mask);
-    const auto replayed = run_on_device<bfloat16, bfloat16>(how, in, split, split, mask, 2, 3);
-    CHECK(max_error(once.out, replayed.out) == 0);
-    CHECK(max_error(once.lse, replayed.lse) == 0);
-    CHECK(max_error(once.dq, replayed.dq) == 0);
-    CHECK(max_error(once.dk, replayed.dk) == 0);
-    CHECK(max_error(once.dv, replayed.dv) == 0);
-    CHECK(max_error(once.dsink, replayed.dsink) < 1e-5); // ranks add theirs as they come
+    for (const bool in_place : {true, false}) {
+      CAPTURE(std::string{name_of(how)});
+      CAPTURE(in_place);
+      const any_layout split{"zigzag", 333, how == method::hybrid ? 2 : 4};
+      const auto run = [&](int replays) {
+        return run_on_device<bfloat16, bfloat16>(how, in, split, split, mask, 2, replays, in_place);
+      };
+      const auto once = run(0), replayed = run(3);
+      CHECK(max_error(once.out, replayed.out) == 0);
+      CHECK(max_error(once.lse, replayed.lse) == 0);
+      CHECK(max_error(once.dq, replayed.dq) == 0);
+      CHECK(max_error(once.dk, replayed.dk) == 0);
+      CHECK(max_error(once.dv, replayed.dv) == 0);
+      CHECK(max_error(once.dsink, replayed.dsink) == 0);
+    }
   }
+}
+
+TEST_CASE("drivers on a device: a driver may outlive the streams of its calls") {
+  const case_sizes s{{1, 2, 2, 64, 64}, 256, 256};
+  const whole_inputs<bfloat16> in{12, s};
+  const any_layout split{"zigzag", 256, 2};
+  const any_mask mask{any_mask::causal};
+  const auto exact = reference_results_of(in, mask);
+  comm::run_local(2, [&](comm::local& c) {
+    cp::ring driver{c, s.shape, split, mask};
+    case_sizes mine = s;
+    mine.q_len = mine.kv_len = split.size(c.rank());
+    for (int i = 0; i < 3; ++i) {
+      device_part<bfloat16, bfloat16, bfloat16> part{shard_of(in.q, split, c.rank()),
+                                                     shard_of(in.k, split, c.rank()),
+                                                     shard_of(in.v, split, c.rank()),
+                                                     shard_of(in.dout, split, c.rank()),
+                                                     shard_of(in.dlse, split, c.rank()),
+                                                     in.sink,
+                                                     mine};
+      part.run([&](const auto& given, const auto& out) { driver.forward(part.exec(), given, out); },
+               [&](const auto& kept, const auto& up, const auto& grad) {
+                 driver.backward(part.exec(), kept, up, grad);
+               });
+      CHECK(relative_error(part.read().out, shard_of(exact.out, split, c.rank())) < 1e-2);
+      const int token = 0;
+      c.share(std::as_bytes(std::span{&token, 1})); // nobody's memory goes before all have done
+    }
+  });
+}
+
+TEST_CASE("drivers on a device: a timeline of events") {
+  const case_sizes s{{1, 4, 4, 64, 64}, 256, 256};
+  const whole_inputs<bfloat16> in{11, s};
+  const cp::shards split{any_layout{"contiguous", 256, 4}};
+  cp::timeline record;
+  const auto make = [&](comm::local& c) {
+    cp::ring driver{c, s.shape, split, any_mask{any_mask::causal}};
+    driver.record(&record);
+    return driver;
+  };
+  device_split_results<bfloat16, bfloat16>(in, split, make, 0, nullptr, false);
+  std::ostringstream text;
+  record.write(text);
+  const std::string trace = text.str();
+  const auto count = [&](const std::string& part) {
+    int found = 0;
+    for (auto at = trace.find(part); at != std::string::npos; at = trace.find(part, at + 1))
+      ++found;
+    return found;
+  };
+  CHECK(count("\"cat\": \"compute\"") == 2 * 10); // forward and backward: 4 + 3 + 2 + 1 steps
+  CHECK(count("\"name\": \"forward step 3 skipped\"") == 3);
+  CHECK(count("\"name\": \"forward step 0\", \"cat\": \"receive\"") == 3);
+  CHECK(count("\"name\": \"forward step 0\", \"cat\": \"send\"") == 3);
+  CHECK(count("\"dur\": -") == 0);
+  CHECK(count("nan") == 0);
 }
 
 TEST_CASE("drivers on a device: a window's traffic does not grow with the ranks") {
@@ -63,7 +130,11 @@ TEST_CASE("drivers on a device: a window's traffic does not grow with the ranks"
   comm::traffic sent;
   const cp::shards split{any_layout{"contiguous", 2048, 8}};
   device_split_results<bfloat16, bfloat16>(
-      in, split, [&](comm::local& c) { return cp::ring{c, s.shape, split, mask}; }, 0, &sent);
+      in, split,
+      [&](comm::local& c) {
+        return cp::ring{c, s.shape, split, mask};
+      },
+      0, &sent, false);
   for (int from = 0; from < 8; ++from) {
     for (int to = 0; to < 8; ++to) {
       const bool neighbours = to == from + 1 || to == from - 1;
@@ -83,13 +154,18 @@ TEST_CASE("drivers on a device: a rank that fails in the middle of a ring ends t
       const int rank = c.rank();
       case_sizes mine = s;
       mine.q_len = mine.kv_len = split.size(rank);
-      device_part<bfloat16, bfloat16, bfloat16> part{
-          shard_of(in.q, split, rank), shard_of(in.k, split, rank),   shard_of(in.v, split, rank),
-          shard_of(in.dout, split, rank), shard_of(in.dlse, split, rank), in.sink, mine};
+      device_part<bfloat16, bfloat16, bfloat16> part{shard_of(in.q, split, rank),
+                                                     shard_of(in.k, split, rank),
+                                                     shard_of(in.v, split, rank),
+                                                     shard_of(in.dout, split, rank),
+                                                     shard_of(in.dlse, split, rank),
+                                                     in.sink,
+                                                     mine};
       cp::ring driver{c, s.shape, split, any_mask{any_mask::causal}};
       const auto pass = [&] {
-        part.run([&](const auto& given, const auto& out) { driver.forward(part.exec(), given, out); },
-                 [](const auto&...) {});
+        part.run(
+            [&](const auto& given, const auto& out) { driver.forward(part.exec(), given, out); },
+            [](const auto&...) {});
       };
       pass();
       if (rank == 3) throw std::runtime_error{"rank 3 is gone"};

@@ -23,9 +23,24 @@ public:
   device_part(const tensor<T, 4>& q, const tensor<T, 4>& k, const tensor<T, 4>& v,
               const tensor<T, 4>& dout, const tensor<float, 3>& dlse, const tensor<float, 1>& sink,
               const case_sizes& sizes)
-      : found{sizes}, stream_{comm::detail::make_stream()}, q_{q}, k_{k}, v_{v}, dout_{dout},
-        out_{found.out}, dq_{found.dq}, dk_{found.dk}, dv_{found.dv}, lse_{found.lse},
-        dlse_{dlse}, sink_{sink}, dsink_{found.dsink}, with_sink_{sink.extent(0) > 0} {}
+      : found{sizes},
+        stream_{comm::detail::make_stream()},
+        q_{q},
+        k_{k},
+        v_{v},
+        dout_{dout},
+        out_{found.out},
+        dq_{found.dq},
+        dk_{found.dk},
+        dv_{found.dv},
+        lse_{found.lse},
+        dlse_{dlse},
+        sink_{sink},
+        dsink_{found.dsink},
+        with_sink_{sink.extent(0) > 0} {
+    // Copies of pageable memory may end after the call; the new stream does not wait for them.
+    comm::detail::require_cuda(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
+  }
 
   cudaStream_t stream() const { return stream_.get(); }
   auto exec() { return cuda::on(stream(), scratch_, test_dims); }
@@ -84,15 +99,25 @@ whole_results<O, G> device_results(const whole_inputs<T>& in, const Mask& mask,
   return part.read();
 }
 
-/// The same over ranks: `make(comm)` gives the driver. `replays` > 0: the calls are run once, then
-/// captured, and the graph is launched as often.
+inline std::vector<int> all_devices() {
+  int count = 0;
+  comm::detail::require_cuda(cudaGetDeviceCount(&count), "cudaGetDeviceCount");
+  std::vector<int> out(static_cast<std::size_t>(count));
+  std::iota(out.begin(), out.end(), 0);
+  return out;
+}
+
+/// The same over ranks, on all devices there are: `make(comm)` gives the driver. `replays` > 0: the
+/// calls are run once, then captured, and the graph is launched as often.
 template <class O, class G, class T, class Split, class Make>
 whole_results<O, G> device_split_results(const whole_inputs<T>& in, const Split& split, Make make,
-                                         int replays = 0, comm::traffic* sent = nullptr) {
+                                         int replays = 0, comm::traffic* sent = nullptr,
+                                         bool in_place = true) {
   whole_results<O, G> r{in.sizes};
   std::mutex mutex;
-  comm::local_options how;
-  how.turns = replays > 0;
+  std::vector<tensor<float, 1>> dsink(static_cast<std::size_t>(split.q.ranks()), r.dsink);
+  const comm::local_options how{
+      .devices = all_devices(), .turns = replays > 0, .in_place = in_place};
   const comm::traffic moved = comm::run_local(
       split.q.ranks(),
       [&](comm::local& c) {
@@ -137,42 +162,47 @@ whole_results<O, G> device_split_results(const whole_inputs<T>& in, const Split&
         put_shard(r.dq, local.dq, split.q, rank);
         put_shard(r.dk, local.dk, split.kv, rank);
         put_shard(r.dv, local.dv, split.kv, rank);
-        for (index_t h = 0; h < r.dsink.extent(0); ++h) r.dsink(h) += local.dsink(h);
+        dsink[static_cast<std::size_t>(rank)] = local.dsink;
       },
       how);
+  for (const auto& share : dsink) {
+    for (index_t h = 0; h < r.dsink.extent(0); ++h) r.dsink(h) += share(h);
+  }
   if (sent) *sent = moved;
   return r;
 }
 
 enum class method { ring, all_gather, ulysses, hybrid };
 
-/// By one of the drivers. A hybrid has `inside` ranks to a shard of the layouts, which are then those
-/// of its outer ring.
+/// By one of the drivers. A hybrid has `inside` ranks to a shard of the layouts, which are then
+/// those of its outer ring.
 template <class O, class G, class T, class Mask>
 whole_results<O, G> run_on_device(method how, const whole_inputs<T>& in, const any_layout& q,
                                   const any_layout& kv, const Mask& mask, int inside = 2,
-                                  int replays = 0, const options& opt = {}) {
+                                  int replays = 0, bool in_place = true, const options& opt = {}) {
   const cp::shape s = in.sizes.shape;
   const score::none plain{};
   const cp::shards split{q, kv};
   switch (how) {
   case method::ring:
     return device_split_results<O, G>(
-        in, split, [&](comm::local& c) { return cp::ring{c, s, split, mask, plain, opt}; },
-        replays);
+        in, split, [&](comm::local& c) { return cp::ring{c, s, split, mask, plain, opt}; }, replays,
+        nullptr, in_place);
   case method::all_gather:
     return device_split_results<O, G>(
         in, split, [&](comm::local& c) { return cp::all_gather{c, s, split, mask, plain, opt}; },
-        replays);
+        replays, nullptr, in_place);
   case method::ulysses:
     return device_split_results<O, G>(
         in, split, [&](comm::local& c) { return cp::ulysses{c, s, split, mask, plain, opt}; },
-        replays);
-  default: break;
+        replays, nullptr, in_place);
+  default:
+    break;
   }
   const cp::shards mesh{shard::subdivided{q, inside}, shard::subdivided{kv, inside}};
   return device_split_results<O, G>(
-      in, mesh, [&](comm::local& c) { return cp::hybrid{c, s, mesh, mask, plain, opt}; }, replays);
+      in, mesh, [&](comm::local& c) { return cp::hybrid{c, s, mesh, mask, plain, opt}; }, replays,
+      nullptr, in_place);
 }
 
 inline const char* name_of(method how) {
@@ -211,14 +241,13 @@ void check_drivers(std::uint64_t seed, double floor) {
       const int q_heads = ranks == 7 ? 7 : 8;
       const int kv_heads = ranks == 7 ? 7 : ranks == 8 ? 2 : 4;
       const int tokens = 200 + roll(200);
-      const case_sizes s{{1 + roll(2), q_heads, kv_heads, 64 - 8 * roll(2), 64 - 8 * roll(3)},
-                         tokens, tokens};
+      const case_sizes s{
+          {1 + roll(2), q_heads, kv_heads, 64 - 8 * roll(2), 64 - 8 * roll(3)}, tokens, tokens};
       const whole_inputs<T> in{random(), s, roll(2) == 0};
       const any_mask mask{kind};
       const auto exact = reference_results_of(in, mask);
       const auto single = device_results<T, T>(in, mask);
-      for (const method how :
-           {method::ring, method::all_gather, method::ulysses, method::hybrid}) {
+      for (const method how : {method::ring, method::all_gather, method::ulysses, method::hybrid}) {
         if (how == method::hybrid && ranks % 2 != 0) continue;
         const char* layouts[] = {"contiguous", "zigzag", "striped"};
         for (const char* layout : layouts) {
@@ -229,7 +258,12 @@ void check_drivers(std::uint64_t seed, double floor) {
           CAPTURE(std::string{layout});
           CAPTURE(std::string{name_of(how)});
           const any_layout split{layout, tokens, how == method::hybrid ? ranks / 2 : ranks};
-          check_as_good(run_on_device<T, T>(how, in, split, split, mask), single, exact, floor);
+          for (const bool in_place : {true, false}) {
+            if (!in_place && (how == method::all_gather || how == method::ulysses)) continue;
+            CAPTURE(in_place);
+            check_as_good(run_on_device<T, T>(how, in, split, split, mask, 2, 0, in_place), single,
+                          exact, floor);
+          }
         }
       }
     }
@@ -251,9 +285,13 @@ void check_lengths(double floor) {
     for (const method how : {method::ring, method::all_gather, method::ulysses, method::hybrid}) {
       CAPTURE(std::string{name_of(how)});
       const int ranks = how == method::hybrid ? 2 : 4;
-      check_as_good(run_on_device<T, T>(how, in, any_layout{"zigzag", q_len, ranks},
-                                        any_layout{"striped", kv_len, ranks}, mask),
-                    single, exact, floor);
+      for (const bool in_place : {true, false}) {
+        CAPTURE(in_place);
+        check_as_good(run_on_device<T, T>(how, in, any_layout{"zigzag", q_len, ranks},
+                                          any_layout{"striped", kv_len, ranks}, mask, 2, 0,
+                                          in_place),
+                      single, exact, floor);
+      }
     }
   }
 }

@@ -38,7 +38,61 @@ whole_results<O, G> run(bool ring, const whole_inputs<T>& in, const any_shards& 
       nullptr, repeats);
 }
 
+/// Threads that say of themselves that they share memory.
+struct one_memory : comm::threads {
+  explicit one_memory(const comm::threads& ranks) : threads{ranks} {}
+  bool shares_memory() const { return true; }
+};
+static_assert(comm::memory_sharing<one_memory> && !comm::memory_sharing<comm::threads>);
+
+/// A ring with a communicator of its own.
+template <class Mask>
+struct ring_in_place {
+  std::unique_ptr<one_memory> comm;
+  cp::ring<one_memory, any_layout, any_layout, Mask, score::none> ring;
+
+  ring_in_place(const comm::threads& ranks, const cp::shape& s, const any_shards& split,
+                const Mask& mask, const options& opt)
+      : comm{std::make_unique<one_memory>(ranks)}, ring{*comm, s, split, mask, {}, opt} {}
+  void forward(const auto&... arguments) { ring.forward(arguments...); }
+  void backward(const auto&... arguments) { ring.backward(arguments...); }
+};
+
 } // namespace
+
+TEST_CASE("drivers: a ring whose ranks share memory sends nothing and finds the same") {
+  const std::uint64_t seed = std::random_device{}();
+  CAPTURE(seed);
+  std::mt19937 random(static_cast<unsigned>(seed));
+  const auto roll = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
+  for (const char* name : {"full", "causal", "sliding_window:9", "document", "!causal"}) {
+    for (int ranks : {1, 2, 3, 7}) {
+      for (const char* layout : layouts) {
+        CAPTURE(name);
+        CAPTURE(ranks);
+        CAPTURE(layout);
+        const int q_len = roll(90), kv_len = roll(90);
+        const case_sizes s{{2, 4, 2, 8, 6}, q_len, kv_len};
+        examples::mask_library library{{2, 4, q_len, kv_len}};
+        const auto mask = library(name);
+        const whole_inputs<> in{random(), s, roll(2) == 0};
+        const any_shards split{any_layout{layout, q_len, ranks},
+                               any_layout{"zigzag", kv_len, ranks}};
+        const options opt{.tile = {1 + roll(20), 1 + roll(20)}};
+        comm::traffic sent;
+        const auto make = [&](comm::threads& c) {
+          return ring_in_place<examples::any_mask>{c, s.shape, split, mask, opt};
+        };
+        const auto got = split_results<float, float>(in, split, make, &sent, 3);
+        CHECK(largest_error(got, reference_results_of(in, mask)) < 2e-5);
+        // What is shared for set-up has a fixed size.
+        for (int from = 0; from < ranks; ++from) {
+          for (int to = 0; to < ranks; ++to) CHECK(sent.between(from, to).bytes < 4096);
+        }
+      }
+    }
+  }
+}
 
 TEST_CASE("drivers: layouts x methods x ranks x masks, grouped heads, unequal and odd sizes") {
   const std::uint64_t seed = std::random_device{}();

@@ -2,6 +2,7 @@
 #include "../../examples/support/any_layout.hpp"
 #include "../../examples/support/any_mask.hpp"
 
+#include <maskring/cp/detail/schedule.hpp>
 #include <maskring/cp/plan.hpp>
 
 #include <doctest/doctest.h>
@@ -16,23 +17,25 @@ using examples::any_layout;
 
 constexpr const char* layouts[] = {"contiguous", "zigzag", "striped"};
 
-/// What a rank needs of a shard, found by looking at every pair.
+/// The keys that a rank needs of a shard and the queries that see them, found by looking at every
+/// pair.
 template <class Mask, class Q, class Kv>
-interval brute_needed(const Mask& mask, const cp::shape& s, const cp::shards<Q, Kv>& split,
-                      int rank, int shard) {
-  interval out;
+std::pair<interval, interval> brute_needed(const Mask& mask, const cp::shape& s,
+                                           const cp::shards<Q, Kv>& split, int rank, int shard) {
+  interval keys, queries;
   for (int b = 0; b < s.batch; ++b) {
     for (int h = 0; h < s.q_heads; ++h) {
       for (int q = 0; q < split.q.size(rank); ++q) {
         for (int kv = 0; kv < split.kv.size(shard); ++kv) {
           if (mask(b, h, split.q.map(rank)(q), split.kv.map(shard)(kv))) {
-            out = hull(out, interval{kv, kv + 1});
+            keys = hull(keys, interval{kv, kv + 1});
+            queries = hull(queries, interval{q, q + 1});
           }
         }
       }
     }
   }
-  return out;
+  return {keys, queries};
 }
 
 /// Needed keys hold those that are seen, and are no more where `exact`; the road holds what is
@@ -46,11 +49,16 @@ void check_plan(const Mask& mask, const cp::shape& s, const cp::shards<Q, Kv>& s
     for (int rank = 0; rank < ranks; ++rank) {
       CAPTURE(rank);
       CAPTURE(shard);
-      const interval seen = brute_needed(mask, s, split, rank, shard);
-      const interval needed = plan.needed(rank, shard);
+      const auto [seen, seeing] = brute_needed(mask, s, split, rank, shard);
+      const interval needed = plan.needed(rank, shard), queries = plan.queries(rank, shard);
       REQUIRE(needed.contains(seen));
+      REQUIRE(queries.contains(seeing));
       REQUIRE(interval{0, plan.kv_size(shard)}.contains(needed));
-      if (exact) REQUIRE(needed.size() == seen.size());
+      REQUIRE(interval{0, plan.q_size(rank)}.contains(queries));
+      REQUIRE(needed.empty() == queries.empty());
+      if (!exact) continue;
+      REQUIRE(needed.size() == seen.size());
+      REQUIRE(queries.size() == seeing.size());
     }
     for (int step = 1; step < ranks; ++step) {
       const int rank = (shard + step) % ranks, source = plan.source(rank, shard);
@@ -149,6 +157,85 @@ TEST_CASE("plan: a mask without verdicts needs everything; one that hesitates en
   const int million = 1 << 20;
   const cp::plan large{reluctant{}, {1, 1, 1, 8, 8}, cp::shards{shard::contiguous{million, 8}}};
   CHECK(large.needed(0, 7).size() == million / 8);
+}
+
+TEST_CASE("schedule: each query is first and last once, and at all steps between that it needs") {
+  const std::uint64_t seed = std::random_device{}();
+  CAPTURE(seed);
+  std::mt19937 random(static_cast<unsigned>(seed));
+  for (const char* name :
+       {"full", "causal", "!causal", "sliding_window:30", "document", "prefix_lm:70"}) {
+    for (const char* layout : layouts) {
+      const int ranks = 1 + static_cast<int>(random() % 6);
+      const int tokens = static_cast<int>(random() % 400),
+                tile = 1 + static_cast<int>(random() % 40);
+      CAPTURE(name);
+      CAPTURE(layout);
+      CAPTURE(ranks);
+      CAPTURE(tokens);
+      CAPTURE(tile);
+      examples::mask_library library{{1, 1, std::max(tokens, 1), std::max(tokens, 1)}};
+      const auto mask = library(name);
+      const cp::shape s{1, 1, 1, 8, 8};
+      const cp::shards split{any_layout{layout, tokens, ranks}};
+      const cp::plan plan{mask, s, split};
+      for (int rank = 0; rank < ranks; ++rank) {
+        const cp::detail::schedule schedule{plan, rank, tile};
+        const auto count = static_cast<std::size_t>(plan.q_size(rank));
+        std::vector<int> firsts(count), lasts(count), steps(count);
+        bool ordered = true, tiled = true;
+        for (int step = 0; step < ranks; ++step) {
+          const interval needed = plan.queries(rank, plan.shard_at(rank, step));
+          REQUIRE(schedule.queries(step).contains(needed));
+          std::vector<bool> worked(count);
+          for (const cp::detail::piece& p : schedule.pieces(step)) {
+            tiled = tiled && p.queries.lo % tile == 0;
+            for (index_t i = p.queries.lo; i < p.queries.hi; ++i) {
+              const auto at = static_cast<std::size_t>(i);
+              ordered = ordered && p.first == (steps[at] == 0) && lasts[at] == 0;
+              firsts[at] += p.first;
+              lasts[at] += p.last;
+              ++steps[at];
+              worked[at] = true;
+            }
+          }
+          for (index_t i = needed.lo; i < needed.hi; ++i)
+            REQUIRE(worked[static_cast<std::size_t>(i)]);
+        }
+        CHECK(ordered);
+        CHECK(tiled);
+        CHECK(firsts == std::vector<int>(count, 1));
+        CHECK(lasts == std::vector<int>(count, 1));
+      }
+    }
+  }
+}
+
+TEST_CASE("schedule: what a zigzag ring works on") {
+  const cp::shape s{1, 1, 1, 8, 8};
+  const cp::shards split{shard::zigzag{8 * 1024, 4}};
+  using cp::detail::piece;
+  using pieces = std::vector<piece>;
+  const cp::detail::schedule causal{cp::plan{mask::causal{}, s, split}, 1, 128};
+  // Rank 1 of 4: chunks 1 and 6. It sees shard 0 with both, those of ranks 2 and 3 with the second.
+  CHECK(causal.pieces(0) == pieces{{{0, 2048}, true, false}});
+  CHECK(causal.pieces(1) == pieces{{{0, 1024}, false, true}, {{1024, 2048}, false, false}});
+  CHECK(causal.pieces(2) == pieces{{{1024, 2048}, false, false}});
+  CHECK(causal.pieces(3) == pieces{{{1024, 2048}, false, true}});
+  CHECK(causal.carries());
+  // Under a window only each chunk's beginning sees another shard; the rest is done after step 0.
+  const cp::detail::schedule window{cp::plan{mask::sliding_window{256}, s, split}, 1, 128};
+  CHECK(window.pieces(0) == pieces{{{0, 256}, true, false},
+                                   {{256, 1024}, true, true},
+                                   {{1024, 1280}, true, false},
+                                   {{1280, 2048}, true, true}});
+  CHECK(window.pieces(1) == pieces{{{0, 256}, false, true}});
+  CHECK(window.pieces(2).empty());
+  CHECK(window.pieces(3) == pieces{{{1024, 1280}, false, true}});
+  const cp::detail::schedule alone{cp::plan{mask::causal{}, s, cp::shards{shard::zigzag{100, 1}}},
+                                   0, 128};
+  CHECK(alone.pieces(0) == pieces{{{0, 100}, true, true}});
+  CHECK_FALSE(alone.carries());
 }
 
 TEST_CASE("plan: a window of one shard's width is needed by one neighbour, whatever the ranks") {

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The NCCL communicator and the drivers on it: with one rank in this process, and with more in
-// processes of their own where there are GPUs for them or an NCCL that lets ranks share one.
-#include "../cp/device_problems.cuh"
-#include "processes.hpp"
+// The NCCL communicator: with one rank in this process, and with more in processes of their own
+// where there are GPUs for them or an NCCL that lets ranks share one.
+#include "ranks.cuh"
 
-#include <maskring/comm/nccl.cuh>
+#include <maskring/comm/split.hpp>
+
+#include <cstring>
+#include <optional>
 
 using namespace maskring;
 using namespace maskring::testing;
@@ -18,46 +20,6 @@ static_assert(comm::all_to_all_exchanging<nccl, cudaStream_t>);
 static_assert(comm::reduce_scattering<nccl, cudaStream_t>);
 
 namespace {
-
-/// How many ranks can be had, and why not more.
-int possible_ranks(std::map<std::string, std::string>& variables) {
-  int devices = 0, version = 0;
-  cudaGetDeviceCount(&devices);
-  ncclGetVersion(&version);
-  variables["MASKRING_TEST_JOB"] = "1";
-  variables["NCCL_NVLS_ENABLE"] = "0";
-  if (devices > 1) return std::min(devices, 4);
-  if (version >= NCCL_VERSION(2, 30, 3)) {
-    variables["NCCL_MULTI_RANK_GPU_ENABLE"] = "1";
-    return 2;
-  }
-  MESSAGE("skipped with more than one rank: one GPU, and NCCL ", version,
-          " gives it to one rank only (2.30.3 and later: to several)");
-  return 1;
-}
-
-/// Numbers in registered memory.
-template <class T>
-class numbers {
-public:
-  numbers(nccl& c, cudaStream_t stream, const std::vector<T>& values)
-      : stream_{stream}, count_{values.size()}, memory_{c.allocate(count_ * sizeof(T))} {
-    cudaMemcpyAsync(data(), values.data(), count_ * sizeof(T), cudaMemcpyHostToDevice, stream_);
-    cudaStreamSynchronize(stream_);
-  }
-  T* data() const { return static_cast<T*>(memory_.data()); }
-  std::vector<T> get() const {
-    std::vector<T> out(count_);
-    cudaMemcpyAsync(out.data(), data(), count_ * sizeof(T), cudaMemcpyDeviceToHost, stream_);
-    cudaStreamSynchronize(stream_);
-    return out;
-  }
-
-private:
-  cudaStream_t stream_;
-  std::size_t count_;
-  nccl::buffer memory_;
-};
 
 void check_messages(nccl& c, cudaStream_t s) {
   const int n = c.size(), r = c.rank(), next = (r + 1) % n, previous = (r + n - 1) % n;
@@ -93,35 +55,6 @@ void check_messages(nccl& c, cudaStream_t s) {
   c.synchronize(s);
 }
 
-/// This rank's shard by a driver against one device's results.
-template <class Make, class Split>
-void check_driver(nccl& c, const whole_inputs<bfloat16>& in, const whole_results<double>& exact,
-                  const Split& split, Make make) {
-  const int rank = c.rank();
-  case_sizes mine = in.sizes;
-  mine.q_len = split.size(rank);
-  mine.kv_len = split.size(rank);
-  auto driver = make(c);
-  {
-    device_part<bfloat16, bfloat16, bfloat16> part{
-        shard_of(in.q, split, rank),    shard_of(in.k, split, rank),    shard_of(in.v, split, rank),
-        shard_of(in.dout, split, rank), shard_of(in.dlse, split, rank), in.sink, mine};
-    const auto exec = part.exec();
-    for (int repeat = 0; repeat < 2; ++repeat) {
-      part.run([&](const auto& given, const auto& out) { driver.forward(exec, given, out); },
-               [&](const auto& kept, const auto& up, const auto& grad) {
-                 driver.backward(exec, kept, up, grad);
-               });
-    }
-    c.synchronize(part.stream());
-    const auto& got = part.read();
-    CHECK(relative_error(got.out, shard_of(exact.out, split, rank)) < 1e-2);
-    CHECK(relative_error(got.dq, shard_of(exact.dq, split, rank)) < 2e-2);
-    CHECK(relative_error(got.dk, shard_of(exact.dk, split, rank)) < 2e-2);
-    CHECK(relative_error(got.dv, shard_of(exact.dv, split, rank)) < 2e-2);
-  }
-}
-
 } // namespace
 
 TEST_CASE("rank: messages and collectives") {
@@ -134,105 +67,59 @@ TEST_CASE("rank: messages and collectives") {
   nccl alone = c.split(c.rank(), 0);
   CHECK(alone.size() == 1);
   check_messages(alone, s.get());
-  CHECK_FALSE(c.split(-1, 0));
+  CHECK_FALSE(static_cast<bool>(c.split(-1, 0)));
   nccl borrowed{c.handle(), comm::ownership::borrowed, {}, false};
   check_messages(borrowed, s.get());
 }
 
-TEST_CASE("rank: the drivers") {
-  nccl c = comm::from_environment({.time_limit = 60s});
-  const int n = c.size();
-  const case_sizes s{{1, 4, 4, 64, 64}, 300, 300};
-  const whole_inputs<bfloat16> in{5, s, true};
-  const any_mask mask{any_mask::causal};
-  const auto exact = reference_results_of(in, mask);
-  const any_layout zigzag{"zigzag", 300, n};
-  check_driver(c, in, exact, zigzag, [&](nccl& x) { return cp::ring{x, s.shape, zigzag, mask}; });
-  check_driver(c, in, exact, zigzag,
-               [&](nccl& x) { return cp::all_gather{x, s.shape, zigzag, mask}; });
-  check_driver(c, in, exact, zigzag, [&](nccl& x) { return cp::ulysses{x, s.shape, zigzag, mask}; });
-  const int inside = n % 2 == 0 ? 2 : 1;
-  const shard::subdivided mesh{any_layout{"zigzag", 300, n / inside}, inside};
-  check_driver(c, in, exact, mesh, [&](nccl& x) { return cp::hybrid{x, s.shape, mesh, mask}; });
-}
-
-TEST_CASE("rank: ranks that disagree find out at construction") {
-  nccl c = comm::from_environment({.time_limit = 30s});
-  if (c.size() == 1) return;
-  const cp::shape sizes{1, 4 + c.rank(), 1, 64, 64};
-  std::string text;
-  try {
-    cp::ring{c, sizes, any_layout{"zigzag", 300, c.size()}, any_mask{any_mask::causal}};
-  } catch (const std::invalid_argument& error) {
-    text = error.what();
-  }
-  CHECK(text.find("q_heads is 5 on rank 1 and 4 on rank 0") != std::string::npos);
-}
-
-TEST_CASE("victim: a rank is killed in the middle of a ring step" * doctest::skip(!started_as_rank())) {
-  constexpr auto limit = 3s;
-  constexpr int understood = 42;
-  nccl c = comm::from_environment({.time_limit = limit});
+TEST_CASE("rank: long messages between registered memory on both sides") {
+  constexpr int count = 1 << 22;
+  nccl c = comm::from_environment({.time_limit = 30s, .register_buffers = true});
   const comm::detail::stream s = comm::detail::make_stream();
-  const int n = c.size();
-  numbers<int> mine{c, s.get(), std::vector<int>(1 << 20, 0)},
-      other{c, s.get(), std::vector<int>(1 << 20, 0)};
-  const auto step = [&] {
-    const comm::transfer group[] = {comm::send((c.rank() + 1) % n, mine.data(), 1 << 20),
-                                    comm::receive((c.rank() + n - 1) % n, other.data(), 1 << 20)};
+  const int n = c.size(), previous = (c.rank() + n - 1) % n;
+  numbers<int> mine{c, s.get(), std::vector<int>(count, c.rank())},
+      other{c, s.get(), std::vector<int>(count, -1)};
+  for (int repeat = 0; repeat < 2; ++repeat) {
+    const comm::transfer group[] = {comm::send((c.rank() + 1) % n, mine.data(), count),
+                                    comm::receive(previous, other.data(), count)};
     c.start(s.get(), group).wait(s.get());
-  };
-  const auto begin = std::chrono::steady_clock::now();
-  try {
-    for (int i = 0; i < 5; ++i) step();
     c.synchronize(s.get());
-    if (c.rank() == n - 1) raise(SIGKILL);
-    step();
-    cudaStreamSynchronize(s.get()); // returns although nobody will ever send
-    c.require_alive();
-  } catch (const comm::timed_out& error) {
-    const bool named = error.operation().find("receive from rank") != std::string::npos &&
-                       error.limit() == limit;
-    std::printf("rank %d: %s\n", c.rank(), error.what());
-    std::fflush(stdout);
-    const auto took = std::chrono::steady_clock::now() - begin;
-    std::_Exit(named && took < limit + 5s ? understood : 1);
-  } catch (const comm::nccl_error& error) {
-    std::printf("rank %d: %s\n", c.rank(), error.what());
-    std::fflush(stdout);
-    std::_Exit(understood);
+    CHECK(other.get() == std::vector<int>(count, previous));
   }
-  std::_Exit(2); // nobody told this rank
 }
 
-TEST_CASE("processes: the whole suite with several ranks" * doctest::skip(started_as_rank())) {
-  std::map<std::string, std::string> variables;
-  const int ranks = possible_ranks(variables);
-  if (ranks == 1) return;
-  for (const ended_process& p : run_job(ranks, "rank:*", variables, 120s)) CHECK(p.exited_with(0));
+TEST_CASE("rank: long messages from memory of the caller's own") {
+  constexpr int count = 1 << 22;
+  nccl c = comm::from_environment({.time_limit = 30s});
+  const comm::detail::stream s = comm::detail::make_stream();
+  const int n = c.size(), previous = (c.rank() + n - 1) % n;
+  const comm::detail::device_memory own{count * sizeof(int)};
+  cudaMemset(own.data(), 1 + c.rank(), count * sizeof(int));
+  cudaDeviceSynchronize();
+  numbers<int> other{c, s.get(), std::vector<int>(count, -1)};
+  const comm::transfer group[] = {
+      comm::send((c.rank() + 1) % n, static_cast<int*>(own.data()), count),
+      comm::receive(previous, other.data(), count)};
+  c.start(s.get(), group).wait(s.get());
+  c.synchronize(s.get());
+  CHECK(other.get() == std::vector<int>(count, 0x01010101 * (1 + previous)));
 }
 
-TEST_CASE("processes: the others end within the time limit when a rank is killed" *
+TEST_CASE("processes: messages and collectives of several ranks" *
           doctest::skip(started_as_rank())) {
-  std::map<std::string, std::string> variables;
-  const int ranks = possible_ranks(variables);
-  if (ranks == 1) return;
-  const auto ended = run_job(ranks, "victim:*", variables, 60s);
-  REQUIRE(ended.size() == static_cast<std::size_t>(ranks));
-  for (int rank = 0; rank + 1 < ranks; ++rank) {
-    CAPTURE(rank);
-    CHECK(ended[static_cast<std::size_t>(rank)].exited_with(42));
-  }
-  CHECK(WIFSIGNALED(ended.back().status));
+  check_as_processes("rank: messages*", 60s);
+  check_as_processes("rank: long*registered*", 60s);
+  check_as_processes("rank: long*own*", 60s);
 }
 
 TEST_CASE("processes: a rank that never comes is missed within the time limit" *
           doctest::skip(started_as_rank())) {
-  const comm::meeting_point where{"127.0.0.1", 29000 + static_cast<int>(std::random_device{}() % 900)};
+  const comm::meeting_point where{"127.0.0.1",
+                                  29000 + static_cast<int>(std::random_device{}() % 900)};
   ncclUniqueId id{};
-  CHECK_THROWS_AS(comm::broadcast_from_root(where, 0, 2, std::as_writable_bytes(std::span{&id, 1}),
-                                            300ms),
-                  comm::rendezvous_failed);
+  CHECK_THROWS_AS(
+      comm::broadcast_from_root(where, 0, 2, std::as_writable_bytes(std::span{&id, 1}), 300ms),
+      comm::rendezvous_failed);
   REQUIRE(ncclGetUniqueId(&id) == ncclSuccess);
   CHECK_THROWS_AS((nccl{id, 0, 2, {.time_limit = 1s}}), comm::timed_out);
 }

@@ -25,7 +25,9 @@ struct ended_process {
   bool ended = false; ///< false: killed because it took too long
   int status = -1;    ///< as waitpid gives it
   double seconds = 0;
-  bool exited_with(int code) const { return ended && WIFEXITED(status) && WEXITSTATUS(status) == code; }
+  bool exited_with(int code) const {
+    return ended && WIFEXITED(status) && WEXITSTATUS(status) == code;
+  }
 };
 
 /// `ranks` processes of this program that run the test cases whose names match, with the variables

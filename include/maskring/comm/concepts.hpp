@@ -76,6 +76,13 @@ concept sharing = ranked<C> && requires(C& c, std::span<const std::byte> mine) {
   { c.share(mine) } -> std::same_as<std::vector<std::byte>>;
 };
 
+/// Can say whether its ranks may read and write one another's tensors where they lie, so that nothing
+/// has to be sent but word of what is done.
+template <class C>
+concept memory_sharing = sharing<C> && requires(const C& c) {
+  { c.shares_memory() } -> std::same_as<bool>;
+};
+
 /// Sends and receives in groups whose messages progress together, while the caller computes.
 ///
 /// `auto pending = c.start(queue, transfers)` starts a group, `pending.wait(queue)` ends it.

@@ -26,6 +26,11 @@ public:
   int size() const { return static_cast<int>(members_.size()); }
   int device() const { return group_->device(self()); }
   bool takes_turns() const { return group_->takes_turns(); }
+  bool shares_memory() const {
+    return group_->in_place() && std::all_of(members_.begin(), members_.end(), [&](int member) {
+             return group_->device(member) == device();
+           });
+  }
 
   using buffer = detail::device_memory;
   /// Memory of the rank's device. @throws cuda::error.
@@ -64,7 +69,8 @@ public:
   }
 
   void all_gather(cudaStream_t stream, const void* mine, void* all, std::size_t bytes) {
-    exchange(stream, [&](int) { return static_cast<const std::byte*>(mine); }, all, bytes);
+    exchange(
+        stream, [&](int) { return static_cast<const std::byte*>(mine); }, all, bytes);
   }
 
   void all_to_all(cudaStream_t stream, const void* from, void* to, std::size_t bytes) {
@@ -113,7 +119,9 @@ private:
   };
 
   local(local_group& group, std::vector<int> members, int position)
-      : group_{&group}, members_{std::move(members)}, position_{position},
+      : group_{&group},
+        members_{std::move(members)},
+        position_{position},
         scratch_{std::make_shared<scratch_memory>()} {
     maskring::detail::require(position >= 0 && position < size(), "local: rank is ", position,
                               ", expected 0 to ", size() - 1);
@@ -151,8 +159,8 @@ private:
   std::shared_ptr<scratch_memory> scratch_;
 };
 
-/// Runs `work(local& comm)` on `ranks` threads, waits for all and returns what was sent. Work that a
-/// rank has queued may still read other ranks' memory: wait for your stream before memory goes.
+/// Runs `work(local& comm)` on `ranks` threads, waits for all and returns what was sent. Work that
+/// a rank has queued may still read other ranks' memory: wait for your stream before memory goes.
 ///
 /// When a rank throws, the calls of the others throw rank_failed, naming it; the first error itself
 /// is thrown to the caller.

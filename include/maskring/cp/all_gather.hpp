@@ -3,18 +3,19 @@
 #pragma once
 
 #include <maskring/cp/detail/driver.hpp>
-#include <maskring/cp/detail/stretches.hpp>
+#include <maskring/cp/detail/gathered.hpp>
 
 namespace maskring::cp {
 
 /// Attention over sequences that are split over the ranks of `comm`, like cp::ring and called like
 /// it, but with one attention call per pass.
 ///
-/// Each rank sends every other rank the interval of its keys and values that the plan says is needed
-/// there, and lays out what it gets in global order, so that the mask runs over consecutive keys
-/// from the first needed one to the last. In the backward pass the keys are gathered again and each
-/// rank's fp32 shares of dk and dv return to their owners, which add them in a fixed order. Memory
-/// grows with the keys that a rank sees; the ring's does not, but it makes a call for each shard.
+/// Each rank sends every other rank the interval of its keys and values that the plan says is
+/// needed there, and lays out what it gets in global order without the longest stretch that it does
+/// not need, so that the mask runs over consecutive keys with at most one leap. In the backward pass
+/// the keys are gathered again and each rank's fp32 shares of dk and dv return to their owners, which
+/// add them in a fixed order. Memory grows with the keys that a rank sees; the ring's does not, but
+/// it makes a call for each shard.
 ///
 /// Method: the all-gather of Llama 3 (A. Dubey et al., 2024, section 3.3.2), with a plan.
 template <class Comm, class QLayout, class KvLayout, class Mask, class Score>
@@ -25,8 +26,8 @@ public:
   /// As cp::ring.
   all_gather(Comm& comm, const shape& sizes, const shards<QLayout, KvLayout>& split,
              const Mask& mask, const Score& score = {}, const options& opt = {})
-      : base{name, comm, sizes, split, mask, score, opt,
-             [&] { return cp::plan{mask, sizes, split}; }} {
+      : base{name, comm,  sizes, split,
+             mask, score, opt,   [&] { return cp::plan{mask, sizes, split}; }} {
     lay_out();
   }
   all_gather(Comm& comm, const cp::plan& known, const shape& sizes,
@@ -52,8 +53,8 @@ public:
     now.previous = in.previous;
     this->recorder_.compute(exec, {"forward"}, [&] {
       const auto mask = local_mask();
-      const block_map_view& map = maps_.forward(exec, now, out, mask, this->map_of(span_.size()),
-                                                this->options_.tile);
+      const block_map_view& map =
+          maps_.forward(exec, now, out, mask, this->map_of(keys_at_.size()), this->options_.tile);
       backend<Exec>::forward(exec, now, out, mask, map, local_score(), this->options_);
     });
   }
@@ -67,20 +68,16 @@ public:
     this->template require_same_element<T>(name);
     const auto [k, v] = gather(exec, in.k, in.v);
     const gradients<float> home = this->home_gradients(exec, grad, home_);
-    const gradients<float> all{home.dq, gathered(dk_, span_.size(), this->sizes_.qk_dim),
-                               gathered(dv_, span_.size(), this->sizes_.v_dim)};
-    backend<Exec>::zero(exec, all.dk);
-    backend<Exec>::zero(exec, all.dv);
+    const gradients<float> all{home.dq, gathered(dk_, keys_at_.size(), this->sizes_.qk_dim),
+                               gathered(dv_, keys_at_.size(), this->sizes_.v_dim)};
     saved<T, O> now{in.q, k, v, in.out, in.lse};
     now.sink = in.sink;
-    options adding = this->options_;
-    adding.accumulate = true;
     this->recorder_.compute(exec, {"backward"}, [&] {
       const auto mask = local_mask();
       const block_map_view& map =
-          maps_.backward(exec, mask, this->map_of(span_.size()), this->options_.tile);
-      backend<Exec>::backward(exec, now, up, all.with_sink(home.dsink), mask, map, local_score(),
-                              adding);
+          maps_.backward(exec, mask, this->map_of(keys_at_.size()), this->options_.tile);
+      backend<Exec>::backward_with_new_keys(exec, now, up, all.with_sink(home.dsink), mask, map,
+                                            local_score(), this->options_);
     });
     scatter(exec, all, home);
     this->round_gradients(exec, home, grad);
@@ -93,26 +90,22 @@ private:
     detail::kept_buffer<Comm> ordered, arriving, leaving;
   };
 
-  /// Where the needed keys of each shard go: stretches of the global sequence, from the first needed
-  /// key on.
+  /// Where the needed keys of each shard go: stretches of the global sequence, from the first
+  /// needed key on.
   void lay_out() {
     for (int shard = 0; shard < this->ranks(); ++shard) {
       const interval part = this->plan_.needed(this->rank(), shard);
       stretches_.push_back(detail::stretches_of(this->split_.kv.map(shard), part));
-      for (const detail::stretch& s : stretches_.back()) {
-        span_ = hull(span_, {s.lowest(), s.highest() + 1});
-      }
       keys_needed_ += part.size();
     }
+    keys_at_ = detail::gathered_keys{stretches_};
   }
 
   auto local_mask() const {
-    return shard::rewrite(this->mask_, this->split_.q.map(this->rank()),
-                          shard::offset_map{static_cast<int>(span_.lo)});
+    return shard::rewrite(this->mask_, this->split_.q.map(this->rank()), keys_at_.map());
   }
   auto local_score() const {
-    return shard::rewrite(this->score_, this->split_.q.map(this->rank()),
-                          shard::offset_map{static_cast<int>(span_.lo)});
+    return shard::rewrite(this->score_, this->split_.q.map(this->rank()), keys_at_.map());
   }
 
   template <class T = float>
@@ -137,7 +130,7 @@ private:
     this->overlap(exec, {"own keys"}, [&] {
       // While the others' keys are on their way: what none of them fills, and this rank's own.
       // What no query sees still meets a probability of 0, and 0 times garbage may be NaN.
-      if (keys_needed_ < span_.size()) {
+      if (keys_needed_ < keys_at_.size()) {
         backend<Exec>::zero(exec, all_k);
         backend<Exec>::zero(exec, all_v);
       }
@@ -193,7 +186,7 @@ private:
           comm::receive(from, arrived<T>(memory, before, count, dim).data, numbers(count, dim)));
       before += count;
     }
-    return gathered<T>(memory.ordered, span_.size(), dim);
+    return gathered<T>(memory.ordered, keys_at_.size(), dim);
   }
 
   /// Returns the other ranks' shares of dk and dv to them and adds what comes back to this rank's.
@@ -271,7 +264,7 @@ private:
   }
   template <class T>
   view<T, 4> placed(const view<T, 4>& ordered, const detail::stretch& s) const {
-    view<T, 4> out = ordered.slice(2, s.first - span_.lo, s.count);
+    view<T, 4> out = ordered.slice(2, keys_at_.place(s.first), s.count);
     out.strides[2] *= s.step;
     return out;
   }
@@ -284,16 +277,16 @@ private:
   index_t numbers(index_t keys, index_t dim) const {
     return this->sizes_.batch * this->sizes_.kv_heads * keys * dim;
   }
-  static const std::pair<interval, index_t>* find(
-      const std::vector<std::pair<interval, index_t>>& copies, const interval& part) {
+  static const std::pair<interval, index_t>*
+  find(const std::vector<std::pair<interval, index_t>>& copies, const interval& part) {
     for (const auto& copy : copies) {
       if (copy.first == part) return &copy;
     }
     return nullptr;
   }
 
-  std::vector<std::vector<detail::stretch>> stretches_;  // by shard
-  interval span_;                                        // of the needed keys, global
+  std::vector<std::vector<detail::stretch>> stretches_; // by shard
+  detail::gathered_keys keys_at_;
   index_t keys_needed_ = 0;
   detail::kept_maps maps_;
   side_memory keys_, values_, dk_side_, dv_side_;
@@ -314,4 +307,4 @@ template <class Comm, class Q, class Kv, class Mask, class Score = score::none>
 all_gather(Comm&, plan, shape, shards<Q, Kv>, Mask, Score = {}, options = {})
     -> all_gather<Comm, Q, Kv, Mask, Score>;
 
-}  // namespace maskring::cp
+} // namespace maskring::cp

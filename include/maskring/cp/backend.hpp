@@ -33,26 +33,30 @@ struct kept_map {
 ///   `backward(exec, saved, upstream, gradients, mask, block_map_view, score, options)`: attention.
 ///   Forward may find `results` in the memory of `inputs::previous`.
 /// - optionally `keeps_rows_open = true`: forward takes an open_rows after the options
+/// - `backward_with_new_keys(…)`: as backward(), but it adds to dq and dsink and writes dk and dv,
+///   all floats
 ///
 /// All work goes in the queue's order; nothing waits for the device.
 template <class Exec>
 struct backend;
 
 template <class Exec>
-concept attention_backend =
-    requires(const Exec& exec, view<const float, 4> from, view<float, 4> to, options opt,
-             inputs<float> in, results<float> out, saved<float, float> kept, upstream<float> up,
-             gradients<float> grad, block_map_view map) {
-      backend<Exec>::queue(exec);
-      backend<Exec>::copy(exec, from, to);
-      backend<Exec>::add(exec, from, to);
-      backend<Exec>::zero(exec, to);
-      {
-        backend<Exec>::make_map(exec, mask::full{}, map_shape{}, tile_shape{})
-      } -> std::same_as<kept_map>;
-      backend<Exec>::forward(exec, in, out, mask::full{}, map, score::none{}, opt);
-      backend<Exec>::backward(exec, kept, up, grad, mask::full{}, map, score::none{}, opt);
-    };
+concept attention_backend = requires(const Exec& exec, view<const float, 4> from, view<float, 4> to,
+                                     options opt, inputs<float> in, results<float> out,
+                                     saved<float, float> kept, upstream<float> up,
+                                     gradients<float> grad, block_map_view map) {
+  backend<Exec>::queue(exec);
+  backend<Exec>::copy(exec, from, to);
+  backend<Exec>::add(exec, from, to);
+  backend<Exec>::zero(exec, to);
+  {
+    backend<Exec>::make_map(exec, mask::full{}, map_shape{}, tile_shape{})
+    } -> std::same_as<kept_map>;
+  backend<Exec>::forward(exec, in, out, mask::full{}, map, score::none{}, opt);
+  backend<Exec>::backward(exec, kept, up, grad, mask::full{}, map, score::none{}, opt);
+  backend<Exec>::backward_with_new_keys(exec, kept, up, grad, mask::full{}, map, score::none{},
+                                        opt);
+};
 
 template <class Exec>
 concept compensating_backend =
@@ -66,4 +70,4 @@ concept open_backend = requires { requires backend<Exec>::keeps_rows_open; };
 template <attention_backend Exec>
 using queue_of = decltype(backend<Exec>::queue(std::declval<const Exec&>()));
 
-}  // namespace maskring::cp
+} // namespace maskring::cp

@@ -28,10 +28,10 @@ struct backend<cuda::executor<Dims>> {
     if constexpr (std::is_same_v<A, B>) {
       if (detail::is_packed(from) && detail::is_packed(to)) {
         if (to.size() == 0) return;
-        cuda::detail::require_cuda(
-            cudaMemcpyAsync(to.data, from.data, static_cast<std::size_t>(to.size()) * sizeof(A),
-                            cudaMemcpyDeviceToDevice, exec.stream()),
-            "cudaMemcpyAsync");
+        cuda::detail::require_cuda(cudaMemcpyAsync(to.data, from.data,
+                                                   static_cast<std::size_t>(to.size()) * sizeof(A),
+                                                   cudaMemcpyDeviceToDevice, exec.stream()),
+                                   "cudaMemcpyAsync");
         return;
       }
     }
@@ -76,14 +76,13 @@ struct backend<cuda::executor<Dims>> {
   template <mask_mod Mask>
   static kept_map make_map(const executor& exec, const Mask& mask, const map_shape& sizes,
                            tile_shape tile) {
-    auto map =
-        std::make_shared<const cuda::block_map>(cuda::make_block_map(exec, mask, sizes, tile));
+    auto map = std::make_shared<cuda::block_map>(cuda::make_block_map(exec, mask, sizes, tile));
+    map->detach_from_stream(); // drivers keep it, and their callers' streams may go before them
     return {map->view(), map};
   }
 
   template <class Mask, class T, class O>
-  static tile_shape forward_tile(const executor& exec, const inputs<T>& in,
-                                 const results<O>& out) {
+  static tile_shape forward_tile(const executor& exec, const inputs<T>& in, const results<O>& out) {
     return cuda::forward_tile<Mask>(exec, in, out);
   }
 
@@ -94,6 +93,13 @@ struct backend<cuda::executor<Dims>> {
   template <class... Arguments>
   static void backward(const executor& exec, const Arguments&... arguments) {
     maskring::backward(exec, arguments...);
+  }
+  template <class T, class O, class D, class Mask, class Score>
+  static void backward_with_new_keys(const executor& exec, const saved<T, O>& in,
+                                     const upstream<D>& up, const gradients<float>& grad,
+                                     const Mask& mask, const block_map_view& map,
+                                     const Score& score, const options& opt) {
+    cuda::detail::backward(exec, in, up, grad, mask, &map, score, opt, {true, false});
   }
 };
 

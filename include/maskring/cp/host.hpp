@@ -52,8 +52,7 @@ struct backend<host> {
   }
 
   template <mask_mod Mask>
-  static kept_map make_map(const host&, const Mask& mask, const map_shape& sizes,
-                           tile_shape tile) {
+  static kept_map make_map(const host&, const Mask& mask, const map_shape& sizes, tile_shape tile) {
     auto map = std::make_shared<const block_map>(make_block_map(mask, sizes, tile));
     return {map->view(), map};
   }
@@ -67,6 +66,16 @@ struct backend<host> {
   static void backward(const host& executor, const Arguments&... arguments) {
     maskring::backward(executor, arguments...);
   }
+  template <class T, class O, class D, class Mask, class Score>
+  static void backward_with_new_keys(const host& executor, const saved<T, O>& in,
+                                     const upstream<D>& up, const gradients<float>& grad,
+                                     const Mask& mask, const block_map_view& map,
+                                     const Score& score, options opt) {
+    zero(executor, grad.dk);
+    zero(executor, grad.dv);
+    opt.accumulate = true;
+    maskring::backward(executor, in, up, grad, mask, map, score, opt);
+  }
 
 private:
   template <class T, class Visit>
@@ -79,4 +88,4 @@ private:
   }
 };
 
-}  // namespace maskring::cp
+} // namespace maskring::cp

@@ -17,23 +17,23 @@ struct savings {
   index_t backward_bytes = 0, unplanned_backward_bytes = 0;
 };
 
-/// The needed keys of every (rank, shard), and who hands them out.
+/// The needed keys of every (rank, shard), the queries that see them, and who hands them out.
 ///
 /// Found from verdicts over (queries of a rank × keys of a shard) rectangles: O(ranks² · log keys)
-/// of them, none of which looks at elements. `none` verdicts are proofs, so what a plan leaves out is
-/// never missed; a mask that can only be asked about elements needs everything. Every rank computes
-/// the same plan.
+/// of them, none of which looks at elements. `none` verdicts are proofs, so what a plan leaves out
+/// is never missed; a mask that can only be asked about elements needs everything. Every rank
+/// computes the same plan.
 ///
-/// At step t of a ring, rank r works on shard (r − t) mod ranks: at step 0 on its own. It has the keys
-/// that it needs from the rank before it, which worked on that shard a step earlier, if these are
-/// among what that rank needed; otherwise from the shard's owner. So under a dense mask shards go
-/// round from neighbour to neighbour, and no key is ever sent to a rank that does not need it.
+/// At step t of a ring, rank r works on shard (r − t) mod ranks: at step 0 on its own. It has the
+/// keys that it needs from the rank before it, which worked on that shard a step earlier, if these
+/// are among what that rank needed; otherwise from the shard's owner. So under a dense mask shards
+/// go round from neighbour to neighbour, and no key is ever sent to a rank that does not need it.
 class plan {
 public:
   /// @param shape gives the batch entries and query heads that the mask is asked about.
   template <mask_mod Mask, shard::layout QLayout, shard::layout KvLayout>
   plan(const Mask& mask, const shape& sizes, const shards<QLayout, KvLayout>& split)
-      : ranks_{split.q.ranks()}, needed_(cells()) {
+      : ranks_{split.q.ranks()}, needed_(cells()), queries_(cells()) {
     const range batch{0, sizes.batch - 1}, heads{0, sizes.q_heads - 1};
     for (int rank = 0; rank < ranks_; ++rank) {
       q_sizes_.push_back(split.q.size(rank));
@@ -42,9 +42,13 @@ public:
     for (int rank = 0; rank < ranks_; ++rank) {
       for (int shard = 0; shard < ranks_; ++shard) {
         if (sizes.batch * sizes.q_heads * q_size(rank) * kv_size(shard) == 0) continue;
-        needed_[cell(rank, shard)] = detail::needed_keys(
-            shard::rewrite(mask, split.q.map(rank), split.kv.map(shard)), batch, heads,
-            q_size(rank), kv_size(shard));
+        const auto local = shard::rewrite(mask, split.q.map(rank), split.kv.map(shard));
+        interval& keys = needed_[cell(rank, shard)];
+        keys = detail::needed_keys(local, batch, heads, q_size(rank), kv_size(shard));
+        if (keys.empty()) continue;
+        interval& seeing = queries_[cell(rank, shard)];
+        seeing = detail::seeing_queries(local, batch, heads, q_size(rank), keys);
+        if (seeing.empty()) keys = {}; // so it was shown after all
       }
     }
     cp::fingerprint sum;
@@ -62,6 +66,10 @@ public:
   /// The local key positions of `shard` that some query of `rank` sees; their hull.
   const interval& needed(int rank, int shard) const { return needed_[cell(rank, shard)]; }
 
+  /// The local query positions of `rank` that see some key of `shard`; their hull. Empty only where
+  /// no key is needed.
+  const interval& queries(int rank, int shard) const { return queries_[cell(rank, shard)]; }
+
   /// The shard that `rank` works on at `step`.
   int shard_at(int rank, int step) const { return (rank - step + ranks_) % ranks_; }
 
@@ -74,8 +82,8 @@ public:
   /// Of the mask (cp::mask_fingerprint) and of what is needed.
   std::uint64_t fingerprint() const { return fingerprint_; }
 
-  /// What the plan saves, in either driver. Without one, every step is computed, every shard is sent
-  /// to ranks − 1 others, and as many contributions to its gradients return whole.
+  /// What the plan saves, in either driver. Without one, every step is computed, every shard is
+  /// sent to ranks − 1 others, and as many contributions to its gradients return whole.
   /// @param element_bytes of the keys and values.
   savings saved(const shape& sizes, std::size_t element_bytes) const {
     savings out;
@@ -109,8 +117,8 @@ private:
 
   int ranks_;
   std::vector<index_t> q_sizes_, kv_sizes_;
-  std::vector<interval> needed_;
+  std::vector<interval> needed_, queries_;
   std::uint64_t fingerprint_ = 0;
 };
 
-}  // namespace maskring::cp
+} // namespace maskring::cp

@@ -3,12 +3,16 @@
 #pragma once
 
 #include <maskring/cp/detail/rotation.hpp>
+#include <maskring/cp/detail/schedule.hpp>
 #include <maskring/shard/subdivided.hpp>
+
+#include <map>
+#include <tuple>
 
 namespace maskring::cp {
 
-/// Attention over sequences that are split over the ranks of `comm`; each rank calls it with its own
-/// shards and gets its own shards of the results.
+/// Attention over sequences that are split over the ranks of `comm`; each rank calls it with its
+/// own shards and gets its own shards of the results.
 ///
 /// ```cpp
 /// cp::ring ring{comm, {.batch = 1, .q_heads = 8, .kv_heads = 2, .qk_dim = 64, .v_dim = 64},
@@ -17,16 +21,18 @@ namespace maskring::cp {
 /// ring.backward(host(), saved{q, k, v, out, lse}, upstream{dout}, gradients{dq, dk, dv});
 /// ```
 ///
-/// The mask and the score modifier see global indices. Only the keys that a rank needs are sent to it
-/// (cp::plan says by whom), in the inputs' type and never with repeated heads, while it computes on
-/// those before; partial results continue in fp32 in the attention call itself and are rounded once.
-/// In the backward pass the keys travel again; each rank sends its fp32 share of dk and dv straight
-/// to the shard's owner, which adds them in a fixed order. All ranks make the same calls in the same
-/// order. Block maps and buffers are made at the first call and kept; beside the state in fp32 these
-/// are two shards of keys and values, and a third where only a part of one is sent on.
+/// The mask and the score modifier see global indices. Only the keys that a rank needs are sent to
+/// it (cp::plan says by whom), in the inputs' type and never with repeated heads, while it computes
+/// on those before, with the queries that see something of them; partial results continue in fp32
+/// in the attention call itself and are rounded once. In the backward pass the keys travel again;
+/// each rank sends its fp32 share of dk and dv straight to the shard's owner, which adds them in a
+/// fixed order. Where ranks share memory they read, and add to, one another's tensors where they
+/// lie, taking turns. All ranks make the same calls in the same order. Block maps and buffers are
+/// made at the first call and kept; beside the state in fp32 these are two shards of keys and
+/// values, and a third where only a part of one is sent on.
 ///
-/// Method: H. Liu et al., Ring Attention with Blockwise Transformers, 2023; the carried softmax state
-/// is that of M. Milakov and N. Gimelshein, 2018.
+/// Method: H. Liu et al., Ring Attention with Blockwise Transformers, 2023; the carried softmax
+/// state is that of M. Milakov and N. Gimelshein, 2018.
 template <class Comm, class QLayout, class KvLayout, class Mask, class Score>
 class ring : public detail::driver<Comm, QLayout, KvLayout, Mask, Score> {
   using base = detail::driver<Comm, QLayout, KvLayout, Mask, Score>;
@@ -39,16 +45,17 @@ public:
   ///         masks, or sizes that do not fit together.
   ring(Comm& comm, const shape& sizes, const shards<QLayout, KvLayout>& split, const Mask& mask,
        const Score& score = {}, const options& opt = {})
-      : base{name, comm, sizes, split, mask, score, opt, [&] { return cp::plan{mask, sizes, split}; }},
-        maps_(static_cast<std::size_t>(comm.size())) {}
+      : base{name, comm,  sizes, split,
+             mask, score, opt,   [&] { return cp::plan{mask, sizes, split}; }},
+        schedule_{this->plan_, comm.rank(), max(1, opt.tile.q)} {}
 
-  /// With a plan made before, from a mask that the host can ask where `mask` itself reads the memory
-  /// of a device.
+  /// With a plan made before, from a mask that the host can ask where `mask` itself reads the
+  /// memory of a device.
   ring(Comm& comm, const cp::plan& known, const shape& sizes,
        const shards<QLayout, KvLayout>& split, const Mask& mask, const Score& score = {},
        const options& opt = {})
       : base{name, comm, sizes, split, mask, score, opt, [&] { return known; }},
-        maps_(static_cast<std::size_t>(comm.size())) {}
+        schedule_{this->plan_, comm.rank(), max(1, opt.tile.q)} {}
 
   savings saved_work(std::size_t element_bytes) const {
     return this->plan_.saved(this->sizes_, element_bytes);
@@ -63,47 +70,47 @@ public:
     this->template require_same_element<T>(name);
     const index_t batch = this->sizes_.batch, heads = this->sizes_.q_heads;
     const index_t rows = this->q_size();
-    const int last = last_step();
 
     // The state between steps: in the results themselves where they hold floats.
     view<float, 4> state;
     if constexpr (std::is_same_v<O, float>) {
       state = out.out;
-    } else if (last > first_step()) {
+    } else if (schedule_.carries()) {
       state = state_.template tensor<float>(*this->comm_, batch, heads, rows, this->sizes_.v_dim);
     }
     const auto numbers = [&](detail::kept_buffer<Comm>& memory) {
       return view<float, 3>{memory.template at_least<float>(*this->comm_, batch * heads * rows),
                             {batch, heads, rows}};
     };
-    view<float, 3> state_lse = out.lse;
-    if (!state_lse && last > first_step()) state_lse = numbers(state_lse_);
-    view<float, 3> state_sum;
-    if (open_backend<Exec> && last > first_step()) state_sum = numbers(state_sum_);
+    view<float, 3> lse = out.lse, sum;
+    if (!lse && schedule_.carries()) lse = numbers(state_lse_);
+    if (open_backend<Exec> && schedule_.carries()) sum = numbers(state_sum_);
 
     rotation<Exec, T> moving{*this->comm_, exec, this->plan_, keys_, values_, in.k, in.v};
     for (int step = 0; step < this->ranks(); ++step) {
       this->group_.clear();
       if (step + 1 < this->ranks()) moving.post(step, this->group_);
-      this->overlap(exec, {"forward", step, !works_at(step)}, [&] {
-        if (!works_at(step)) return;
-        const interval part = this->needed_at(step);
-        inputs<T> now{in.q, moving.keys(part), moving.values(part)};
-        if (step == first_step()) {
-          now.previous = in.previous;
-        } else {
-          now.previous = {state, state_lse};
-        }
-        const open_rows open{state_sum, step != first_step(), step != last};
-        if (step == last) {
-          now.sink = in.sink;
-          attend(exec, now, results<O>{out.out, state_lse}, step, open);
-        } else {
-          attend(exec, now, results<float>{state, state_lse}, step, open);
+      const std::vector<detail::piece>& pieces = schedule_.pieces(step);
+      this->overlap(exec, {"forward", step, pieces.empty()}, [&] {
+        const interval keys = this->needed_at(step);
+        for (const detail::piece& p : pieces) {
+          inputs<T> now{rows_of(in.q, p.queries), moving.keys(keys), moving.values(keys)};
+          now.previous = rows_of(p.first ? in.previous : carried{state, lse}, p.queries);
+          const open_rows open{rows_of(sum, p.queries), !p.first, !p.last};
+          const view<float, 3> piece_lse = rows_of(lse, p.queries);
+          if (p.last) {
+            now.sink = in.sink;
+            attend(exec, now, results<O>{rows_of(out.out, p.queries), piece_lse}, step, p.queries,
+                   open);
+          } else {
+            attend(exec, now, results<float>{rows_of(state, p.queries), piece_lse}, step,
+                   p.queries, open);
+          }
         }
       });
       if (step + 1 < this->ranks()) moving.advance(step);
     }
+    moving.finish();
   }
 
   /// The gradients of the local queries, keys and values, from all ranks' queries. `grad.dsink` is
@@ -115,21 +122,22 @@ public:
     base::template require_backend<Exec>();
     this->require_local(name, maskring::detail::check_backward(in, up, grad, this->options_));
     this->template require_same_element<T>(name);
-    using machine = backend<Exec>;
     const int ranks = this->ranks(), rank = this->rank();
 
     const gradients<float> home = this->home_gradients(exec, grad, home_);
     const detail::share_sums sums = this->sums_at(exec, home, home_);
-    rotation<Exec, T> moving{*this->comm_, exec, this->plan_, keys_, values_, in.k, in.v};
+    rotation<Exec, T> moving{*this->comm_, exec, this->plan_, keys_,  values_,
+                             in.k,         in.v, home.dk,     home.dv};
     for (int step = 0; step <= ranks; ++step) {
       this->group_.clear();
       if (step + 1 < ranks) moving.post(step, this->group_);
       // What this rank computed in the step before goes home, and its own comes home from the rank
       // that worked on it then.
+      const bool returns = step >= 2 && !moving.in_place();
       const int worker = (rank + step - 1) % ranks;
-      const interval returning = step >= 2 ? this->plan_.needed(worker, rank) : interval{};
+      const interval returning = returns ? this->plan_.needed(worker, rank) : interval{};
       const auto [dk_back, dv_back] = pair_of(returned_, returning);
-      if (step >= 2) {
+      if (returns) {
         const interval part = this->needed_at(step - 1);
         const auto [dk, dv] = pair_of(computed_[(step - 1) % 2], part);
         const int owner = this->plan_.shard_at(rank, step - 1);
@@ -142,28 +150,30 @@ public:
           this->group_.push_back(comm::receive(worker, dv_back.data, dv_back.size()));
         }
       }
-      const bool works = step < ranks && works_at(step);
-      this->overlap(exec, {"backward", step, !works}, [&] {
-        if (!works) return;
+      const interval queries =
+          step < ranks ? queries_at(step, static_cast<bool>(grad.dsink)) : interval{};
+      this->overlap(exec, {"backward", step, queries.empty()}, [&] {
+        if (queries.empty()) return;
         const interval part = this->needed_at(step);
-        auto [dk, dv] = step == 0 ? std::pair{home.dk.slice(2, part.lo, part.size()),
-                                              home.dv.slice(2, part.lo, part.size())}
-                                  : pair_of(computed_[step % 2], part);
-        if (step > 0) {
-          machine::zero(exec, dk);
-          machine::zero(exec, dv);
-        }
-        saved<T, O> now{in.q, moving.keys(part), moving.values(part), in.out, in.lse};
-        gradients<float> to{home.dq, dk, dv};
-        if (step == first_step()) {
+        const bool adds = step == 0 || moving.in_place();
+        const auto [dk, dv] = step == 0 ? std::pair{home.dk.slice(2, part.lo, part.size()),
+                                                    home.dv.slice(2, part.lo, part.size())}
+                              : moving.in_place() ? moving.sums(step, part)
+                                                  : pair_of(computed_[step % 2], part);
+        saved<T, O> now{rows_of(in.q, queries), moving.keys(part), moving.values(part),
+                        rows_of(in.out, queries), rows_of(in.lse, queries)};
+        gradients<float> to{rows_of(home.dq, queries), dk, dv};
+        if (grad.dsink && step == sink_step()) {
           now.sink = in.sink;
           to.dsink = grad.dsink;
         }
-        attend_backward(exec, now, up, to, step);
+        const upstream<D> above{rows_of(up.dout, queries), rows_of(up.dlse, queries)};
+        attend_backward(exec, now, above, to, adds, step, queries);
       });
       if (!returning.empty()) this->add_share(exec, dk_back, dv_back, sums, returning.lo);
       if (step + 1 < ranks) moving.advance(step);
     }
+    moving.finish();
     this->round_gradients(exec, home, grad);
   }
 
@@ -171,78 +181,96 @@ private:
   static constexpr const char* name = "cp::ring";
   template <class Exec, class T>
   using rotation = detail::rotation<Comm, Exec, T>;
+  using query_map = decltype(std::declval<const QLayout&>().map(0));
   using key_map = decltype(std::declval<const KvLayout&>().map(0));
   struct key_gradients {
     detail::kept_buffer<Comm> dk, dv;
   };
 
-  /// The first and the last step at which this rank computes; step 0 if it has nothing to see, so
-  /// that even then its rows are written and a sink counts.
-  int first_step() const {
+  /// The queries that a step of the backward pass works on. All of them count, once, for the
+  /// gradient of a sink.
+  interval queries_at(int step, bool with_sink) const {
+    if (with_sink && step == sink_step()) return {0, this->q_size()};
+    return schedule_.queries(step);
+  }
+  int sink_step() const {
     for (int step = 0; step < this->ranks(); ++step) {
       if (!this->needed_at(step).empty()) return step;
     }
     return 0;
   }
-  int last_step() const {
-    for (int step = this->ranks() - 1; step > 0; --step) {
-      if (!this->needed_at(step).empty()) return step;
-    }
-    return 0;
+
+  template <class V>
+  static V rows_of(const V& tensor, const interval& part) {
+    return tensor ? tensor.slice(2, part.lo, part.size()) : tensor;
   }
-  bool works_at(int step) const {
-    return !this->needed_at(step).empty() || step == first_step();
+  static carried rows_of(const carried& state, const interval& part) {
+    return {rows_of(state.out, part), rows_of(state.lse, part)};
   }
 
+  auto queries_from(const interval& queries) const {
+    return shard::from_position<query_map>{this->split_.q.map(this->rank()),
+                                       static_cast<int>(queries.lo)};
+  }
   auto keys_from(int step) const {
-    return shard::from_position<key_map>{
-        this->split_.kv.map(this->plan_.shard_at(this->rank(), step)),
-        static_cast<int>(this->needed_at(step).lo)};
+    return shard::from_position<key_map>{this->split_.kv.map(this->plan_.shard_at(this->rank(), step)),
+                                     static_cast<int>(this->needed_at(step).lo)};
   }
-  auto mask_at(int step) const {
-    return shard::rewrite(this->mask_, this->split_.q.map(this->rank()), keys_from(step));
+  auto mask_at(int step, const interval& queries) const {
+    return shard::rewrite(this->mask_, queries_from(queries), keys_from(step));
   }
-  auto score_at(int step) const {
-    return shard::rewrite(this->score_, this->split_.q.map(this->rank()), keys_from(step));
+  auto score_at(int step, const interval& queries) const {
+    return shard::rewrite(this->score_, queries_from(queries), keys_from(step));
   }
 
-  detail::kept_maps& maps_at(int step) { return maps_[static_cast<std::size_t>(step)]; }
-  map_shape lengths_at(int step) const { return this->map_of(this->needed_at(step).size()); }
+  detail::kept_maps& maps_at(int step, const interval& queries) {
+    return maps_[{step, queries.lo, queries.hi}];
+  }
+  map_shape lengths_at(int step, const interval& queries) const {
+    return {this->sizes_.batch, this->sizes_.q_heads, queries.size(), this->needed_at(step).size()};
+  }
 
   template <class Exec, class T, class O>
   void attend(const Exec& exec, const inputs<T>& in, const results<O>& out, int step,
-              const open_rows& open) {
-    const auto mask = mask_at(step);
+              const interval& queries, const open_rows& open) {
+    const auto mask = mask_at(step, queries);
     const block_map_view& map =
-        maps_at(step).forward(exec, in, out, mask, lengths_at(step), this->options_.tile);
+        maps_at(step, queries)
+            .forward(exec, in, out, mask, lengths_at(step, queries), this->options_.tile);
+    const auto score = score_at(step, queries);
     if constexpr (open_backend<Exec>) {
-      backend<Exec>::forward(exec, in, out, mask, map, score_at(step), this->options_, open);
+      backend<Exec>::forward(exec, in, out, mask, map, score, this->options_, open);
     } else {
-      backend<Exec>::forward(exec, in, out, mask, map, score_at(step), this->options_);
+      backend<Exec>::forward(exec, in, out, mask, map, score, this->options_);
     }
   }
 
   template <class Exec, class T, class O, class D>
   void attend_backward(const Exec& exec, const saved<T, O>& in, const upstream<D>& up,
-                       const gradients<float>& grad, int step) {
-    options adding = this->options_;
-    adding.accumulate = true;
-    const auto mask = mask_at(step);
+                       const gradients<float>& grad, bool adds, int step, const interval& queries) {
+    const auto mask = mask_at(step, queries);
     const block_map_view& map =
-        maps_at(step).backward(exec, mask, lengths_at(step), this->options_.tile);
-    backend<Exec>::backward(exec, in, up, grad, mask, map, score_at(step), adding);
+        maps_at(step, queries).backward(exec, mask, lengths_at(step, queries), this->options_.tile);
+    if (adds) {
+      options adding = this->options_;
+      adding.accumulate = true;
+      backend<Exec>::backward(exec, in, up, grad, mask, map, score_at(step, queries), adding);
+    } else {
+      backend<Exec>::backward_with_new_keys(exec, in, up, grad, mask, map, score_at(step, queries),
+                                            this->options_);
+    }
   }
 
   /// The gradients of an interval of keys in kept memory, packed: what travels.
   std::pair<view<float, 4>, view<float, 4>> pair_of(key_gradients& memory, const interval& part) {
     const shape& s = this->sizes_;
-    return {memory.dk.template tensor<float>(*this->comm_, s.batch, s.kv_heads, part.size(),
-                                             s.qk_dim),
-            memory.dv.template tensor<float>(*this->comm_, s.batch, s.kv_heads, part.size(),
-                                             s.v_dim)};
+    return {
+        memory.dk.template tensor<float>(*this->comm_, s.batch, s.kv_heads, part.size(), s.qk_dim),
+        memory.dv.template tensor<float>(*this->comm_, s.batch, s.kv_heads, part.size(), s.v_dim)};
   }
 
-  std::vector<detail::kept_maps> maps_;  // by step
+  detail::schedule schedule_;
+  std::map<std::tuple<int, index_t, index_t>, detail::kept_maps> maps_; // by step and queries
   detail::rotation_memory<Comm> keys_, values_;
   detail::kept_buffer<Comm> state_, state_lse_, state_sum_;
   detail::home_memory<Comm> home_;
@@ -261,4 +289,4 @@ template <class Comm, class Q, class Kv, class Mask, class Score = score::none>
 ring(Comm&, plan, shape, shards<Q, Kv>, Mask, Score = {}, options = {})
     -> ring<Comm, Q, Kv, Mask, Score>;
 
-}  // namespace maskring::cp
+} // namespace maskring::cp

@@ -14,7 +14,7 @@ namespace cuda::detail {
 template <class Dim, class Executor, class T, class O, class G, class Mask, class Score>
 void run_backward(const Executor& exec, const saved<T, O>& in, const upstream<T>& up,
                   const gradients<G>& grad, const Mask& mask, const block_map_view* map,
-                  const Score& score, const problem& p, bool accumulate) {
+                  const Score& score, const problem& p, accumulation accumulate) {
   const auto portable = [&](const block_map_view& tiles) {
     const bool ordered = exec.policy().deterministic;
     if constexpr (!std::is_same_v<T, float>) {
@@ -42,8 +42,9 @@ void run_backward(const Executor& exec, const saved<T, O>& in, const upstream<T>
 template <class Dims, class T, class O, class D, class G, class Mask, class Score>
 void backward(const executor<Dims>& exec, const saved<T, O>& given, const upstream<D>& above,
               const gradients<G>& wanted, const Mask& mask, const block_map_view* map,
-              const Score& score, const options& opt) {
-  static_assert(std::is_same_v<T, D>, "maskring: on the device dout has the element type of q, k, v");
+              const Score& score, const options& opt, accumulation accumulate) {
+  static_assert(std::is_same_v<T, D>,
+                "maskring: on the device dout has the element type of q, k, v");
   saved in{as_element(given.q), as_element(given.k), as_element(given.v), as_element(given.out),
            given.lse};
   in.sink = given.sink;
@@ -54,15 +55,15 @@ void backward(const executor<Dims>& exec, const saved<T, O>& given, const upstre
   if (map != nullptr) check_map("backward", *map, p);
   if (p.batch * p.kv_heads == 0) return;
   with_head_dim("backward", p, Dims{}, [&](auto dim) {
-    run_backward<decltype(dim)>(exec, in, up, grad, mask, map, score, p, opt.accumulate);
+    run_backward<decltype(dim)>(exec, in, up, grad, mask, map, score, p, accumulate);
   });
 }
 
-}  // namespace cuda::detail
+} // namespace cuda::detail
 
 /// The gradients of Σ dout·out + Σ dlse·lse with respect to q, k, v and the sink logits, from what
-/// the forward pass saved, on the device; `map` as for forward(). With `opt.accumulate` they are added
-/// to what the (float) tensors hold.
+/// the forward pass saved, on the device; `map` as for forward(). With `opt.accumulate` they are
+/// added to what the (float) tensors hold.
 ///
 /// The same bits each time, unless the executor's policy says deterministic = false. The work is
 /// queued on the executor's stream; it needs a workspace of about 4·(dim + 2) bytes for each query
@@ -73,7 +74,8 @@ template <class Dims, class T, class O, class D, class G, mask_mod Mask,
 void backward(const cuda::executor<Dims>& exec, const saved<T, O>& in, const upstream<D>& up,
               const gradients<G>& grad, const Mask& mask, const block_map_view& map,
               const Score& score = {}, const options& opt = {}) {
-  cuda::detail::backward(exec, in, up, grad, mask, &map, score, opt);
+  cuda::detail::backward(exec, in, up, grad, mask, &map, score, opt,
+                         {opt.accumulate, opt.accumulate});
 }
 
 /// The same, and builds the block map first, for which it waits for the stream.
@@ -82,7 +84,8 @@ template <class Dims, class T, class O, class D, class G, mask_mod Mask,
 void backward(const cuda::executor<Dims>& exec, const saved<T, O>& in, const upstream<D>& up,
               const gradients<G>& grad, const Mask& mask, const Score& score = {},
               const options& opt = {}) {
-  cuda::detail::backward(exec, in, up, grad, mask, nullptr, score, opt);
+  cuda::detail::backward(exec, in, up, grad, mask, nullptr, score, opt,
+                         {opt.accumulate, opt.accumulate});
 }
 
-}  // namespace maskring
+} // namespace maskring

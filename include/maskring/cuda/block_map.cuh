@@ -80,6 +80,12 @@ public:
     }
   }
 
+  /// From now on the stream that it was made on may go before the map.
+  void detach_from_stream() {
+    result_.detach();
+    scratch_.detach();
+  }
+
   /// A copy in host memory. Waits for the stream.
   template <class Executor>
   maskring::block_map download(const Executor& exec) const {

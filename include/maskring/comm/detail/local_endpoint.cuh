@@ -8,8 +8,8 @@ namespace maskring::comm::detail {
 
 /// Transfers whose peers are ranks of the whole group.
 struct local_transfers {
-  std::vector<int> sends;          ///< who receives
-  std::vector<transfer> receives;  ///< what has not been queued yet
+  std::vector<int> sends;         ///< who receives
+  std::vector<transfer> receives; ///< what has not been queued yet
 };
 
 /// A sender posts where its message lies and an event after which it is complete; the receiver
@@ -53,22 +53,26 @@ public:
     const auto posted_by = [&](const transfer& t) { return next_of(t.peer) != nullptr; };
     while (fetch(receives), !receives.empty()) {
       group_->changed_.notify_all();
-      meet(turn, [&] { return std::any_of(receives.begin(), receives.end(), posted_by); },
-           [&] {
-             const auto gone = std::find_if(
-                 receives.begin(), receives.end(),
-                 [&](const transfer& t) { return group_->at(t.peer).finished; });
-             return gone == receives.end() ? -1 : gone->peer;
-           });
+      meet(
+          turn, [&] { return std::any_of(receives.begin(), receives.end(), posted_by); },
+          [&] {
+            const auto gone =
+                std::find_if(receives.begin(), receives.end(),
+                             [&](const transfer& t) { return group_->at(t.peer).finished; });
+            return gone == receives.end() ? -1 : gone->peer;
+          });
     }
     group_->changed_.notify_all();
     record(me.done, me.stream.get());
     detail::wait(stream, me.done);
     for (const int peer : moving.sends) {
       auto& posted = group_->between(self_, peer).posted;
-      meet(turn,
-           [&] { return std::all_of(posted.begin(), posted.end(), [](auto& m) { return m.taken; }); },
-           [&] { return group_->at(peer).finished ? peer : -1; });
+      meet(
+          turn,
+          [&] {
+            return std::all_of(posted.begin(), posted.end(), [](auto& m) { return m.taken; });
+          },
+          [&] { return group_->at(peer).finished ? peer : -1; });
       detail::wait(stream, group_->at(peer).taken[static_cast<std::size_t>(self_)]);
       posted.clear();
     }
@@ -84,8 +88,9 @@ public:
     std::vector<std::byte> all;
     for (const int peer : members) {
       auto& box = group_->between(peer, self_).shared;
-      meet(turn, [&] { return !box.empty(); },
-           [&] { return group_->at(peer).finished ? peer : -1; });
+      meet(
+          turn, [&] { return !box.empty(); },
+          [&] { return group_->at(peer).finished ? peer : -1; });
       if (box.front().size() != mine.size()) {
         throw mismatch{"maskring: comm: rank " + std::to_string(self_) + " shares " +
                        std::to_string(mine.size()) + " bytes and rank " + std::to_string(peer) +
@@ -121,11 +126,8 @@ private:
       const local_group::member& peer = group_->at(t.peer);
       detail::wait(stream, peer.ready);
       if (t.bytes > 0) {
-        require_cuda(peer.device == me.device
-                         ? cudaMemcpyAsync(t.data, message->data, t.bytes,
-                                           cudaMemcpyDeviceToDevice, stream)
-                         : cudaMemcpyPeerAsync(t.data, me.device, message->data, peer.device,
-                                               t.bytes, stream),
+        // Between devices too: unlike a copy between peers, a graph can hold it.
+        require_cuda(cudaMemcpyAsync(t.data, message->data, t.bytes, cudaMemcpyDefault, stream),
                      "copy between ranks");
       }
       record(me.taken[static_cast<std::size_t>(t.peer)], stream);

@@ -13,10 +13,13 @@ namespace maskring::comm {
 struct local_options {
   /// Rank r uses device devices[r mod devices.size()]; empty: all use the current device.
   std::vector<int> devices{};
-  /// One rank's host thread runs at a time and hands over where it has to wait for another's. Needed
-  /// for comm::capture, since a graph must not be added to by two threads at once. In this mode
-  /// ranks must not wait for one another by means of their own.
+  /// One rank's host thread runs at a time and hands over where it has to wait for another's.
+  /// Needed for comm::capture, since a graph must not be added to by two threads at once. In this
+  /// mode ranks must not wait for one another by means of their own.
   bool turns = false;
+  /// Drivers whose ranks are all on one device read and add to one another's tensors where they
+  /// lie, instead of sending copies.
+  bool in_place = true;
 };
 
 namespace detail {
@@ -27,7 +30,8 @@ class local_endpoint;
 class local_group {
 public:
   /// @throws std::invalid_argument for no ranks or devices that do not exist; cuda::error.
-  explicit local_group(int ranks, const local_options& opt = {}) : turns_{opt.turns} {
+  explicit local_group(int ranks, const local_options& opt = {})
+      : turns_{opt.turns}, in_place_{opt.in_place} {
     maskring::detail::require(ranks > 0, "local_group: ranks is ", ranks, ", expected 1 or more");
     int devices = 0;
     detail::require_cuda(cudaGetDeviceCount(&devices), "cudaGetDeviceCount");
@@ -48,6 +52,7 @@ public:
   int size() const { return static_cast<int>(members_.size()); }
   int device(int rank) const { return at(rank).device; }
   bool takes_turns() const { return turns_; }
+  bool in_place() const { return in_place_; }
 
   /// As thread_group.
   void fail(int rank, std::exception_ptr error, const std::string& message) {
@@ -168,7 +173,7 @@ private:
     if (failure_) throw rank_failed{failed_rank_, failure_message_};
   }
 
-  const bool turns_;
+  const bool turns_, in_place_;
   std::deque<member> members_;
   std::vector<pair> pairs_;
   std::mutex mutex_;

@@ -15,9 +15,11 @@ struct nccl_options {
   /// How long an operation may take, from the end of the work before it, until the communicator
   /// gives up. Ranks that compute for longer than this between two messages need more.
   std::chrono::milliseconds time_limit = std::chrono::minutes{5};
-  /// Memory for messages is registered with NCCL, so that transports inside a machine read and write
-  /// it directly.
-  bool register_buffers = true;
+  /// Memory from allocate() is registered with NCCL, so that transports inside a machine read and
+  /// write it directly. Only where all that any rank sends and receives is such memory: NCCL leaves
+  /// undefined what happens (it hangs) when one side of a message is registered and the other is
+  /// not. Drivers send the caller's tensors, which must then come from allocate() too.
+  bool register_buffers = false;
 };
 
 enum class ownership {
@@ -29,10 +31,10 @@ enum class ownership {
 /// thread. Models every concept of comm/concepts.hpp with cudaStream_t. (reduce_scatter adds in the
 /// order that NCCL chooses.)
 ///
-/// Messages go on a stream of the communicator's own. A peer that is dead or stuck ends in timed_out
-/// or nccl_error on every surviving rank, thrown by the next call on the communicator: by
-/// synchronize(stream) at the latest, and cudaStreamSynchronize returns too. It and all communicators
-/// split off it are then of no more use.
+/// Messages go on a stream of the communicator's own. A peer that is dead or stuck ends in
+/// timed_out or nccl_error on every surviving rank, thrown by the next call on the communicator: by
+/// synchronize(stream) at the latest, and cudaStreamSynchronize returns too. It and all
+/// communicators split off it are then of no more use.
 class nccl {
   struct state;
 
@@ -54,10 +56,15 @@ public:
     auto family = std::make_shared<detail::nccl_family>(rank, size, opt.time_limit);
     ncclConfig_t config = non_blocking();
     ncclComm_t made = nullptr;
-    start_making(*family, ncclCommInitRankConfig(&made, size, id, rank, &config), made);
-    family->settle(made, "ncclCommInitRankConfig", ncclInProgress);
-    state_ = std::make_shared<state>(std::move(family), made, rank, size, ownership::taken, false,
-                                     opt);
+    const ncclResult_t status = ncclCommInitRankConfig(&made, size, id, rank, &config);
+    if (status != ncclSuccess && status != ncclInProgress) {
+      throw nccl_error{status, "ncclCommInitRankConfig"};
+    }
+    family->add(made);
+    family->settle(made, "ncclCommInitRankConfig", status);
+    family->remove(made); // state adds it again
+    state_ =
+        std::make_shared<state>(std::move(family), made, rank, size, ownership::taken, false, opt);
   }
 
   /// One rank for each of the devices, in this process: rank i is for a thread of its own whose
@@ -102,7 +109,9 @@ public:
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 19, 0)
       if (owner_->opt.register_buffers && ncclMemAlloc(&data_, bytes) == ncclSuccess) {
         from_nccl_ = true;
-        const auto work = [&] { return ncclCommRegister(owner_->comm, data_, bytes, &registered_); };
+        const auto work = [&] {
+          return ncclCommRegister(owner_->comm, data_, bytes, &registered_);
+        };
         owner_->family->call(owner_->comm, "ncclCommRegister", owner_->blocking, work);
         return;
       }
@@ -110,8 +119,10 @@ public:
       detail::require_cuda(cudaMalloc(&data_, bytes), "cudaMalloc");
     }
     buffer(buffer&& other) noexcept
-        : owner_{std::move(other.owner_)}, data_{std::exchange(other.data_, nullptr)},
-          registered_{std::exchange(other.registered_, nullptr)}, from_nccl_{other.from_nccl_} {}
+        : owner_{std::move(other.owner_)},
+          data_{std::exchange(other.data_, nullptr)},
+          registered_{std::exchange(other.registered_, nullptr)},
+          from_nccl_{other.from_nccl_} {}
     buffer& operator=(buffer&& other) noexcept {
       std::swap(owner_, other.owner_);
       std::swap(data_, other.data_);
@@ -224,26 +235,27 @@ public:
     };
     enqueue(queue(), "exchange of " + std::to_string(mine.size()) + " bytes", work);
     state_->family->synchronize(queue());
-    detail::require_cuda(cudaMemcpyAsync(all.data(), place, all.size(), cudaMemcpyDeviceToHost,
-                                         queue()),
-                         "cudaMemcpyAsync");
+    detail::require_cuda(
+        cudaMemcpyAsync(all.data(), place, all.size(), cudaMemcpyDeviceToHost, queue()),
+        "cudaMemcpyAsync");
     state_->family->synchronize(queue());
     return all;
   }
 
   /// The ranks that give the same color (0 or more), ordered by key and then by rank; it fails
-  /// together with this one. A rank that gives a negative color takes part and gets an empty handle.
+  /// together with this one. A rank that gives a negative color takes part and gets an empty
+  /// handle.
   nccl split(int color, int key) {
     state& s = *state_;
     ncclConfig_t config = non_blocking();
-    ncclComm_t made = nullptr;
+    ncclComm_t made = nullptr; // until this communicator is ready again
     const std::string operation = "ncclCommSplit";
     s.family->call(s.comm, operation, s.blocking, [&] {
       return ncclCommSplit(s.comm, color < 0 ? NCCL_SPLIT_NOCOLOR : color, key, &made, &config);
     });
-    if (made == nullptr) return {};
+    if (color < 0) return {};
     s.family->add(made);
-    s.family->settle(made, operation, ncclInProgress);
+    s.family->settle(made, operation, ncclSuccess);
     int part_rank = 0, part_size = 0;
     ncclCommUserRank(made, &part_rank);
     ncclCommCount(made, &part_size);
@@ -267,8 +279,13 @@ private:
   struct state {
     state(std::shared_ptr<detail::nccl_family> with, ncclComm_t handle, int r, int n,
           ownership owned, bool is_blocking, const nccl_options& options)
-        : family{std::move(with)}, comm{handle}, rank{r}, size{n}, own{owned},
-          blocking{is_blocking}, opt{options} {
+        : family{std::move(with)},
+          comm{handle},
+          rank{r},
+          size{n},
+          own{owned},
+          blocking{is_blocking},
+          opt{options} {
       const detail::device_scope scope{family->device()};
       stream = detail::make_stream();
       ready = detail::make_event();
@@ -309,12 +326,6 @@ private:
     config.blocking = 0;
     return config;
   }
-  static void start_making(detail::nccl_family& family, ncclResult_t status, ncclComm_t made) {
-    if (status != ncclSuccess && status != ncclInProgress) {
-      throw nccl_error{status, "ncclCommInitRankConfig"};
-    }
-    family.add(made);
-  }
   cudaStream_t queue() const { return state_->stream.get(); }
 
   /// Puts NCCL's work behind what `stream` holds, on the communicator's stream.
@@ -327,20 +338,12 @@ private:
       detail::record(s.ready, stream);
       detail::wait(queue(), s.ready);
     }
-    // What a graph does later cannot be watched from here.
-    const bool watched = capture == cudaStreamCaptureStatusNone;
-    detail::event begin, end;
-    if (watched) {
-      begin = s.family->fresh_event();
-      detail::record(begin, queue());
+    if (capture == cudaStreamCaptureStatusNone) {
+      s.family->call_watched(s.comm, operation, s.blocking, queue(), work);
+    } else { // what a graph does later cannot be watched from here
+      s.family->call(s.comm, operation, s.blocking, work);
     }
-    s.family->call(s.comm, operation, s.blocking, work);
     detail::record(s.done, queue());
-    if (watched) {
-      end = s.family->fresh_event();
-      detail::record(end, queue());
-      s.family->watch_over(operation, std::move(begin), std::move(end));
-    }
     return pending{state_};
   }
 

@@ -2,8 +2,8 @@
 // A communicator with those split off it: they fail together, and one thread watches over them.
 #pragma once
 
-#include <maskring/comm/detail/device_objects.cuh>
 #include <maskring/comm/nccl/error.cuh>
+#include <maskring/comm/nccl/stream_marks.cuh>
 
 #include <algorithm>
 #include <condition_variable>
@@ -16,10 +16,10 @@
 
 namespace maskring::comm::detail {
 
-/// Work on a stream: begun once `begin` has passed, done once `end` has.
+/// Work on a stream, which sets `progress` to 1 before it and to 2 after it.
 struct watched_work {
   std::string operation;
-  event begin, end;
+  stream_marks::mark progress;
   std::optional<std::chrono::steady_clock::time_point> begun{};
 };
 
@@ -86,9 +86,12 @@ public:
     settle(comm, operation, status);
   }
 
-  /// Waits until an operation of `comm` that is in progress has ended.
+  /// Waits until what a call has begun on `comm` has ended. Some calls (ncclCommSplit) return success
+  /// while it is in progress, and the communicator must not be used until it says itself that it is
+  /// ready.
   void settle(ncclComm_t comm, const std::string& operation, ncclResult_t status) {
     const clock::time_point begin = clock::now();
+    if (status == ncclSuccess) status = ncclInProgress;
     while (status == ncclInProgress) {
       {
         const std::lock_guard lock{mutex_};
@@ -108,28 +111,15 @@ public:
     std::rethrow_exception(failure_);
   }
 
-  /// Watches work that has been put into a stream; events come from fresh_event().
-  void watch_over(std::string operation, event begin, event end) {
-    {
-      const std::lock_guard lock{mutex_};
-      if (failure_) std::rethrow_exception(failure_);
-      work_.push_back({std::move(operation), std::move(begin), std::move(end)});
-    }
-    changed_.notify_all();
-  }
-
-  /// For use by one operation; returned here when it is done.
-  event fresh_event() {
-    {
-      const std::lock_guard lock{mutex_};
-      if (!spare_.empty()) {
-        event out = std::move(spare_.back());
-        spare_.pop_back();
-        return out;
-      }
-    }
-    const device_scope scope{device_};
-    return make_event();
+  /// Makes the calls in `work`, which put the operation into `stream`, as call(), and watches over
+  /// what they have put there.
+  template <class Work>
+  void call_watched(ncclComm_t comm, const std::string& operation, bool blocking,
+                    cudaStream_t stream, Work work) {
+    const stream_marks::mark progress = watch_over(operation);
+    stream_marks::set(stream, progress, 1);
+    call(comm, operation, blocking, work);
+    stream_marks::set(stream, progress, 2);
   }
 
   /// Waits on the host for what a stream holds. @throws what ended the family; cuda::error.
@@ -139,12 +129,24 @@ public:
       const cudaError_t status = cudaStreamQuery(stream);
       if (status == cudaSuccess) break;
       if (status != cudaErrorNotReady) require_cuda(status, "cudaStreamQuery");
+      cudaGetLastError(); // "not ready" is no failure, and no launch's that comes next
       std::this_thread::sleep_for(std::chrono::microseconds{20});
     }
     require_alive();
   }
 
 private:
+  /// Waits for a free mark, where the host is that far ahead.
+  stream_marks::mark watch_over(const std::string& operation) {
+    std::unique_lock lock{mutex_};
+    stream_marks::mark progress = nullptr;
+    changed_.wait(lock, [&] { return failure_ || (progress = marks_.take()) != nullptr; });
+    if (failure_) std::rethrow_exception(failure_);
+    work_.push_back({operation, progress});
+    changed_.notify_all();
+    return progress;
+  }
+
   void begin_call(const std::string& operation) {
     {
       const std::lock_guard lock{mutex_};
@@ -161,10 +163,7 @@ private:
   }
 
   void watch() {
-    cudaSetDevice(device_);
-    // Asking for events is no part of what another thread may be capturing.
-    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-    cudaThreadExchangeStreamCaptureMode(&mode);
+    cudaSetDevice(device_); // for what aborting calls
     std::unique_lock lock{mutex_};
     while (!stopping_) {
       if (failure_ || (work_.empty() && !calling_)) {
@@ -189,18 +188,20 @@ private:
         return end_all(std::make_exception_ptr(nccl_error{status, operation, comm}));
       }
     }
+    const std::size_t before = work_.size();
+    std::erase_if(work_, [&](const watched_work& work) {
+      const bool done = stream_marks::read(work.progress) == 2;
+      if (done) marks_.give_back(work.progress);
+      return done;
+    });
+    if (work_.size() < before) changed_.notify_all();
     for (watched_work& work : work_) {
-      if (cudaEventQuery(work.end.get()) == cudaSuccess) {
-        spare_.push_back(std::move(work.begin));
-        spare_.push_back(std::move(work.end));
-      } else if (!work.begun) {
-        if (cudaEventQuery(work.begin.get()) == cudaSuccess) work.begun = now;
+      if (!work.begun) {
+        if (stream_marks::read(work.progress) == 1) work.begun = now;
       } else if (now - *work.begun > limit_) {
         return end_all(std::make_exception_ptr(timed_out{work.operation, rank_, size_, limit_}));
       }
     }
-    cudaGetLastError(); // "not ready" is no failure
-    std::erase_if(work_, [](const watched_work& work) { return !work.end; });
   }
 
   void end_all(std::exception_ptr why) {
@@ -218,7 +219,7 @@ private:
   std::condition_variable changed_;
   std::vector<ncclComm_t> comms_;
   std::deque<watched_work> work_;
-  std::vector<event> spare_;
+  stream_marks marks_{4096}; // more than streams hold
   std::exception_ptr failure_;
   std::optional<std::string> calling_;
   clock::time_point calling_since_;

@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// The keys and values on their way round the ring, as one rank sees them.
+// The keys and values on their way round the ring, or where their owners hold them, as one rank
+// sees them.
 #pragma once
 
 #include <maskring/cp/detail/driver.hpp>
 
+#include <cstring>
+
 namespace maskring::cp::detail {
 
 /// Where keys or values arrive (two buffers in turn: one is filled while the other is worked on and
-/// passed on), and where a part of them, or of the rank's own, is packed that is sent alone.
+/// passed on), and where a part of them, or of the rank's own, is packed that is sent alone. At
+/// step 0 only one of the two is in use, and the other takes the part.
 template <class Comm>
 struct rotation_memory {
   kept_buffer<Comm> arriving[2];
@@ -15,25 +19,54 @@ struct rotation_memory {
 };
 
 /// What the rank holds at the current step of one pass round the ring.
+///
+/// Where ranks share memory nothing moves: each reads the shards of the others, and adds to their
+/// gradients, when the rank before it has done so.
 template <class Comm, class Exec, class T>
 class rotation {
 public:
+  /// @param dk, dv in a backward pass, the sums of the gradients of k and v.
   rotation(Comm& comm, const Exec& exec, const cp::plan& road, rotation_memory<Comm>& keys,
-           rotation_memory<Comm>& values, view<const T, 4> k, view<const T, 4> v)
-      : comm_{comm}, exec_{exec}, plan_{road}, held_{0, k.extent(2)}, keys_{keys, k},
-        values_{values, v} {}
+           rotation_memory<Comm>& values, view<const T, 4> k, view<const T, 4> v,
+           view<float, 4> dk = {}, view<float, 4> dv = {})
+      : comm_{comm},
+        exec_{exec},
+        plan_{road},
+        held_{0, k.extent(2)},
+        keys_{keys, k},
+        values_{values, v} {
+    if constexpr (comm::memory_sharing<Comm>) {
+      if (!comm.shares_memory()) return;
+      const shard_tensors mine{k, v, dk, dv};
+      const std::vector<std::byte> bytes = comm.share(std::as_bytes(std::span{&mine, 1}));
+      shards_.resize(static_cast<std::size_t>(comm.size()), mine);
+      for (std::size_t i = 0; i < shards_.size(); ++i) {
+        std::memcpy(static_cast<void*>(&shards_[i]), bytes.data() + i * sizeof(mine), sizeof(mine));
+      }
+    }
+  }
+
+  bool in_place() const { return !shards_.empty(); }
 
   view<const T, 4> keys(const interval& part) const { return cut(keys_.tensor, part); }
   view<const T, 4> values(const interval& part) const { return cut(values_.tensor, part); }
 
+  /// In place: the sums of the gradients of what the rank works on.
+  std::pair<view<float, 4>, view<float, 4>> sums(int step, const interval& part) const {
+    const shard_tensors& at = shard_at(step);
+    return {at.dk.slice(2, part.lo, part.size()), at.dv.slice(2, part.lo, part.size())};
+  }
+
   /// Adds the messages that prepare step + 1: what the plan's sources send.
   void post(int step, std::vector<comm::transfer>& group) {
+    if (in_place()) return;
     const int rank = comm_.rank(), ranks = comm_.size();
     const int next = (rank + 1) % ranks, distant = (rank + step + 1) % ranks;
     const int shard = plan_.shard_at(rank, step), coming = plan_.shard_at(rank, step + 1);
     for (side* s : {&keys_, &values_}) {
       if (plan_.source(next, shard) == rank) {
-        post_send(next, cut(s->tensor, plan_.needed(next, shard)), s->memory.packed, group);
+        post_send(next, cut(s->tensor, plan_.needed(next, shard)),
+                  step == 0 ? s->memory.arriving[1] : s->memory.packed, group);
       }
       if (step > 0 && plan_.source(distant, rank) == rank) {
         const interval& part = plan_.needed(distant, rank);
@@ -48,12 +81,43 @@ public:
 
   /// What has arrived is now held.
   void advance(int step) {
+    if (in_place()) {
+      hand_on();
+      keys_.tensor = shard_at(step + 1).k;
+      values_.tensor = shard_at(step + 1).v;
+      held_ = {0, keys_.tensor.extent(2)};
+      return;
+    }
     held_ = plan_.needed(comm_.rank(), plan_.shard_at(comm_.rank(), step + 1));
     if (held_.empty()) return;
     for (side* s : {&keys_, &values_}) s->tensor = s->next;
   }
 
+  /// After the last step: what this rank gave is its own again.
+  void finish() {
+    if (in_place()) hand_on();
+  }
+
 private:
+  struct shard_tensors {
+    view<const T, 4> k, v;
+    view<float, 4> dk, dv;
+  };
+  const shard_tensors& shard_at(int step) const {
+    return shards_[static_cast<std::size_t>(plan_.shard_at(comm_.rank(), step))];
+  }
+
+  /// Waits for what the rank before has queued up to here, and tells the next one of this rank's.
+  void hand_on() {
+    const int rank = comm_.rank(), ranks = comm_.size();
+    if (ranks == 1) return;
+    constexpr std::byte* nothing = nullptr;
+    const comm::transfer word[] = {comm::send((rank + 1) % ranks, nothing, 0),
+                                   comm::receive((rank + ranks - 1) % ranks, nothing, 0)};
+    const auto queue = backend<Exec>::queue(exec_);
+    comm_.start(queue, word).wait(queue);
+  }
+
   struct side {
     side(rotation_memory<Comm>& kept, view<const T, 4> local)
         : memory{kept}, own{local}, tensor{local} {}
@@ -87,6 +151,7 @@ private:
   const cp::plan& plan_;
   interval held_;
   side keys_, values_;
+  std::vector<shard_tensors> shards_; // by rank, where ranks share memory
 };
 
-}  // namespace maskring::cp::detail
+} // namespace maskring::cp::detail

@@ -10,6 +10,12 @@
 
 namespace maskring::cuda::detail {
 
+/// Which gradients a backward call adds to what is there, instead of writing them.
+struct accumulation {
+  bool queries = false; ///< dq and dsink
+  bool keys = false;    ///< dk and dv
+};
+
 /// A tensor [batch, head, sequence, dim] to write, of floats or of the inputs' type.
 struct row_store {
   void* data = nullptr;

@@ -30,17 +30,28 @@ public:
 
   device_buffer(device_buffer&& other) noexcept
       : stream_{other.stream_},
+        detached_{other.detached_},
         bytes_{std::exchange(other.bytes_, 0)},
         data_{std::exchange(other.data_, nullptr)} {}
   device_buffer& operator=(device_buffer&& other) noexcept {
     std::swap(stream_, other.stream_);
+    std::swap(detached_, other.detached_);
     std::swap(bytes_, other.bytes_);
     std::swap(data_, other.data_);
     return *this;
   }
   ~device_buffer() {
-    if (data_ != nullptr) cudaFreeAsync(data_, stream_);
+    if (data_ == nullptr) return;
+    if (detached_) {
+      cudaFree(data_);
+    } else {
+      cudaFreeAsync(data_, stream_);
+    }
   }
+
+  /// From now on the stream may go before the memory, which is then freed behind all work of the
+  /// device.
+  void detach() { detached_ = true; }
 
   std::size_t bytes() const { return bytes_; }
 
@@ -52,6 +63,7 @@ public:
 
 private:
   cudaStream_t stream_ = nullptr;
+  bool detached_ = false;
   std::size_t bytes_ = 0;
   void* data_ = nullptr;
 };

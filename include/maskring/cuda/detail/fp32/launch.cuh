@@ -46,7 +46,7 @@ void forward(const inputs<float>& in, const results<float>& out, const Mask& mas
 template <float_math Math, int Qk, int V, class Mask, class Score>
 void backward(const saved<float, float>& in, const upstream<float>& up,
               const gradients<float>& grad, const Mask& mask, const block_map_view& map,
-              const Score& score, const problem& p, bool accumulate, bool ordered,
+              const Score& score, const problem& p, accumulation accumulate, bool ordered,
               workspace& scratch, cudaStream_t stream) {
   constexpr backward_policy P{padded_dim(Qk), padded_dim(V), {32, 32}, Math};
   check_tiles("backward", map, P.tile);
@@ -65,7 +65,7 @@ void backward(const saved<float, float>& in, const upstream<float>& up,
 
   require_cuda(cudaMemsetAsync(counters, 0, placed.bytes() - counters_at, stream),
                "cudaMemsetAsync");
-  if (!accumulate) {
+  if (!accumulate.queries) {
     const index_t rows = p.batch * p.q_heads * p.q_len;
     launch(&clear_kernel<256>, "the launch of fp32::clear_kernel", std::min<index_t>(rows, 1 << 16), 256,
            0, stream, grad.dq);
@@ -79,8 +79,8 @@ void backward(const saved<float, float>& in, const upstream<float>& up,
                    in.v,
                    up.dout,
                    grad.dq,
-                   row_store::of(grad.dk, accumulate),
-                   row_store::of(grad.dv, accumulate),
+                   row_store::of(grad.dk, accumulate.keys),
+                   row_store::of(grad.dv, accumulate.keys),
                    map,
                    mask,
                    score,
@@ -106,7 +106,7 @@ void backward(const saved<float, float>& in, const upstream<float>& up,
   if (grad.dsink) {
     launch(&sink_kernel<1024>, "the launch of sink_kernel", heads, 1024, 0, stream,
            {in.sink, grad.dsink, lse2, delta, static_cast<int>(p.batch), heads,
-            q_tiles * P.tile.q, static_cast<int>(p.q_len), accumulate});
+            q_tiles * P.tile.q, static_cast<int>(p.q_len), accumulate.queries});
   }
 }
 

@@ -39,7 +39,7 @@ struct backward_memory {
 template <backward_policy P, class T, class O, class G, class Mask, class Score>
 void backward(const saved<T, O>& in, const upstream<T>& up, const gradients<G>& grad,
               const Mask& mask, const block_map_view& map, const Score& score, const problem& p,
-              bool accumulate, bool ordered, workspace& scratch, cudaStream_t stream) {
+              accumulation accumulate, bool ordered, workspace& scratch, cudaStream_t stream) {
   const backward_memory memory{P, p};
   scratch.reserve(memory.end, stream);
   const int q_tiles = static_cast<int>((p.q_len + P.tile.q - 1) / P.tile.q);
@@ -62,8 +62,8 @@ void backward(const saved<T, O>& in, const upstream<T>& up, const gradients<G>& 
                    in.k,
                    in.v,
                    up.dout,
-                   row_store::of(grad.dk, accumulate),
-                   row_store::of(grad.dv, accumulate),
+                   row_store::of(grad.dk, accumulate.keys),
+                   row_store::of(grad.dv, accumulate.keys),
                    map,
                    mask,
                    score,
@@ -90,11 +90,11 @@ void backward(const saved<T, O>& in, const upstream<T>& up, const gradients<G>& 
                    ordered});
 
   launch(&dq_kernel<dq_arguments<P, T>>, "the launch of sm80::dq_kernel", tiles, P.threads(), 0,
-         stream, {row_store::of(grad.dq, accumulate), dq_sums, p.scale, q_tiles, heads});
+         stream, {row_store::of(grad.dq, accumulate.queries), dq_sums, p.scale, q_tiles, heads});
   if (grad.dsink) {
     launch(&sink_kernel<1024>, "the launch of sink_kernel", heads, 1024, 0, stream,
            {in.sink, grad.dsink, lse2, delta, static_cast<int>(p.batch), heads,
-            q_tiles * P.tile.q, static_cast<int>(p.q_len), accumulate});
+            q_tiles * P.tile.q, static_cast<int>(p.q_len), accumulate.queries});
   }
 }
 
