@@ -85,6 +85,15 @@ __device__ inline void load_box(void* destination, const CUtensorMap& map, std::
                                     destination, &map, corner, &barrier);
 }
 
+/// Copies the box at the given corner out; what lies outside the tensor is left out. Ends with the
+/// thread's bulk group.
+__device__ inline void store_box(const CUtensorMap& map, const void* source, int column, int row,
+                                 int head, int batch) {
+  const std::int32_t corner[4] = {column, row, head, batch};
+  ::cuda::ptx::cp_async_bulk_tensor(::cuda::ptx::space_global, ::cuda::ptx::space_shared, &map,
+                                    corner, source);
+}
+
 /// Fetches the description itself ahead of its first use.
 __device__ inline void prefetch(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");

@@ -66,8 +66,13 @@ struct forward_arguments {
   static constexpr bool has_score = !std::is_same_v<Score, maskring::score::none>;
   using input_type = T;
   using output_type = O;
+  /// Whether results leave through shared memory and the copy engine: where the next item's queries
+  /// have a place of their own meanwhile, and registers are not short, as with three groups.
+  static constexpr bool copies_out = sizeof(O) == 2 && P.query_stages > 1 && P.consumers() < 3 &&
+                                     output_layout(P).bytes() <= query_layout(P).bytes();
 
   CUtensorMap q, k, v;
+  CUtensorMap copied_out; ///< of `out`, if `copies_out`
   view<O, 4> out;
   view<float, 3> lse;        ///< null: not wanted
   carried previous;          ///< null: starts from nothing

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <maskring/cuda/detail/ptx/named_barrier.cuh>
+#include <maskring/cuda/detail/ptx/tensor_map.cuh>
 #include <maskring/cuda/detail/ptx/wgmma.cuh>
 #include <maskring/cuda/detail/sm90/arguments.cuh>
 #include <maskring/cuda/detail/sm90/epilogue.cuh>
@@ -38,7 +39,10 @@ class consumer {
 
 public:
   __device__ consumer(const Arguments& args, storage& smem, int group)
-      : args_{args}, smem_{smem}, group_{group}, lane_{static_cast<int>(threadIdx.x) % 32},
+      : args_{args},
+        smem_{smem},
+        group_{group},
+        lane_{static_cast<int>(threadIdx.x) % 32},
         row_{group * 64 + static_cast<int>(threadIdx.x) / 32 % 4 * 16 +
              fragment_layout::first_row(lane_)} {}
 
@@ -63,10 +67,11 @@ public:
       tile_note note = smem_.notes[k_cursor_.stage()];
       release_keys();
       exponentiate(s, item, score, note, rows, scales);
+      finish_copy();
       pack(s, p);
       prepare(note);
       while (!note.last()) note = step(s, p, out, item, score, rows, scales);
-      release(smem_.q_slots[q_cursor_.stage()]);
+      if (!copying_warp()) release(smem_.q_slots[q_cursor_.stage()]);
       q_cursor_.advance();
 
       const work_item next = next_item();
@@ -93,11 +98,13 @@ public:
     multiply_values(p, out);
     ptx::wgmma_wait<0>(out, p);
     store(item, out, rows);
-    if (P.ping_pong && group_ == 0) await_turn();  // leaves no barrier half full
+    finish_copy();
+    if (P.ping_pong && group_ == 0) await_turn(); // leaves no barrier half full
   }
 
 private:
-  /// The next tile's scores and softmax, around this tile's product with V; both operands are there.
+  /// The next tile's scores and softmax, around this tile's product with V; both operands are
+  /// there.
   __device__ tile_note step(float (&s)[score_count], std::uint32_t (&p)[P.tile.kv / 4],
                             float (&out)[P.v_dim / 2], const work_item& item,
                             const item_score& score, online_softmax& rows, rescaling& scales) {
@@ -133,9 +140,55 @@ private:
 
   __device__ void store(const work_item& item, float (&out)[P.v_dim / 2],
                         const online_softmax& rows) {
-    store_rows(args_, item, item.q_tile * P.tile.q + row_, fragment_layout::first_column(lane_), out,
-               rows);
+    const int q = item.q_tile * P.tile.q + row_;
+    const int column = fragment_layout::first_column(lane_);
+    finish_rows(args_, item, q, column, out, rows);
+    if constexpr (Arguments::copies_out) {
+      copy_out(item, out);
+    } else {
+      store_rows(args_, item, q, column, out);
+    }
   }
+
+  /// Results take the place of the item's queries, and the copy engine takes them from there.
+  __device__ void copy_out(const work_item& item, const float (&out)[P.v_dim / 2]) {
+    constexpr operand_layout layout = output_layout(P);
+    std::byte* tile = smem_.q[finished_queries().stage()];
+    ptx::barrier_sync(group_barrier(),
+                      128); // the group's last scores are there: queries are used up
+    stage_rows<typename Arguments::output_type, layout>(
+        tile, row_ - fragment_layout::first_row(lane_), out);
+    ::cuda::ptx::fence_proxy_async(::cuda::ptx::space_shared);
+    ptx::barrier_sync(group_barrier(), 128);
+    if (copying_warp() && lane_ == 0) {
+#pragma unroll
+      for (int c = 0; c < layout.chunks(); ++c) {
+        ptx::store_box(args_.copied_out,
+                       tile + c * layout.chunk_bytes() + group_ * 64 * layout.row_bytes(),
+                       c * layout.chunk_columns(), item.q_tile * P.tile.q + group_ * 64, item.head,
+                       item.batch);
+      }
+      ::cuda::ptx::cp_async_bulk_commit_group();
+    }
+  }
+
+  /// Gives the place of the queries before back once the copy engine has read the results there.
+  __device__ void finish_copy() {
+    if constexpr (Arguments::copies_out) {
+      if (!copying_warp() || lane_ != 0 || q_cursor_.index == 0) return;
+      ::cuda::ptx::cp_async_bulk_wait_group_read(::cuda::ptx::n32_t<0>{});
+      ptx::arrive(smem_.q_slots[finished_queries().stage()].empty);
+    }
+  }
+
+  /// The warp that stands for its group with the copy engine.
+  __device__ bool copying_warp() const {
+    return Arguments::copies_out && threadIdx.x / 32 % 4 == 0;
+  }
+  /// Where the queries of the item before the one at hand are.
+  __device__ ring_cursor<P.query_stages> finished_queries() const { return {q_cursor_.index - 1}; }
+  // Turns have the barriers before.
+  __device__ int group_barrier() const { return 1 + P.consumers() + group_; }
 
   /// The block's next item that sees anything; writes the rows of those that see nothing.
   __device__ work_item next_item() {
@@ -173,9 +226,10 @@ private:
   __device__ void multiply_keys(float (&s)[score_count]) {
     constexpr operand_layout q = query_layout(P);
     constexpr operand_layout k = key_layout(P);
-    const std::uint64_t queries =
-        ptx::describe(smem_.q[q_cursor_.stage()] + group_ * 64 * q.row_bytes(), q.swizzle(), q.atom_bytes());
-    const std::uint64_t keys = ptx::describe(smem_.k[k_cursor_.stage()], k.swizzle(), k.atom_bytes());
+    const std::uint64_t queries = ptx::describe(
+        smem_.q[q_cursor_.stage()] + group_ * 64 * q.row_bytes(), q.swizzle(), q.atom_bytes());
+    const std::uint64_t keys =
+        ptx::describe(smem_.k[k_cursor_.stage()], k.swizzle(), k.atom_bytes());
     ptx::pin(s);
     ptx::wgmma_fence();
 #pragma unroll
@@ -241,4 +295,4 @@ private:
   ring_cursor<P.stages> k_cursor_, v_cursor_, verdict_cursor_;
 };
 
-}  // namespace maskring::cuda::detail::sm90
+} // namespace maskring::cuda::detail::sm90

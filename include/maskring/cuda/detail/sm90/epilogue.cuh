@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Hopper forward kernel's end of a query tile: merge, normalise, store.
 //
-// Rows go straight from registers to device memory, so that no warpgroup waits for another and
-// lengths and strides may be odd; lanes of a quad first swap words so that each stores 16 bytes.
+// Rounded results go through shared memory to the copy engine if the policy has room for them, else
+// straight from registers to device memory: lanes of a quad first swap words so that each stores 16
+// bytes.
 #pragma once
 
 #include <maskring/core/softmax.hpp>
 #include <maskring/cuda/detail/ptx/element.cuh>
+#include <maskring/cuda/detail/ptx/ldmatrix.cuh>
 #include <maskring/cuda/detail/sm90/arguments.cuh>
 #include <maskring/cuda/detail/softmax.cuh>
 
@@ -54,17 +56,18 @@ struct row_shares {
   }
 };
 
-/// Stores this thread's part of its two rows, `q` and q + 8; its columns begin at `column`.
+/// Normalises this thread's part of its two rows, `q` and q + 8, merges the carried state in and
+/// stores lse; its columns begin at `column`.
 template <class Arguments>
-__device__ void store_rows(const Arguments& args, const work_item& item, int q, int column,
-                           float (&out)[Arguments::policy.v_dim / 2], const online_softmax& rows) {
+__device__ void finish_rows(const Arguments& args, const work_item& item, int q, int column,
+                            float (&out)[Arguments::policy.v_dim / 2], const online_softmax& rows) {
   constexpr forward_policy P = Arguments::policy;
-  using element = typename Arguments::output_type;
   const int v_dim = static_cast<int>(args.out.extents[3]);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = q + 8 * r;
-    const row_shares shares{args, item, row, rows.finish(r, Arguments::has_score ? 1.0f : args.scale)};
+    const row_shares shares{args, item, row,
+                            rows.finish(r, Arguments::has_score ? 1.0f : args.scale)};
     const bool stored = row < args.q_len;
     if (stored && column == 0 && args.lse.data != nullptr) {
       args.lse(item.batch, item.head, row) = shares.lse;
@@ -83,6 +86,20 @@ __device__ void store_rows(const Arguments& args, const work_item& item, int q, 
         out[4 * i + 2 * r + 1] += shares.carried * before[8 * i + 1];
       }
     }
+  }
+}
+
+/// Stores finished rows from registers.
+template <class Arguments>
+__device__ void store_rows(const Arguments& args, const work_item& item, int q, int column,
+                           const float (&out)[Arguments::policy.v_dim / 2]) {
+  constexpr forward_policy P = Arguments::policy;
+  using element = typename Arguments::output_type;
+  const int v_dim = static_cast<int>(args.out.extents[3]);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = q + 8 * r;
+    const bool stored = row < args.q_len;
     element* destination = stored ? &args.out(item.batch, item.head, row, 0) : nullptr;
     if constexpr (std::is_same_v<element, float>) {
 #pragma unroll
@@ -111,6 +128,21 @@ __device__ void store_rows(const Arguments& args, const work_item& item, int q, 
   }
 }
 
+/// Writes a warp's 16 finished rows, from row `first` of the tile on, to shared memory as T.
+template <class T, operand_layout Layout, int Count>
+__device__ void stage_rows(std::byte* tile, int first, const float (&out)[Count]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const auto shared = static_cast<std::uint32_t>(__cvta_generic_to_shared(tile));
+  const int row = first + lane % 16; // matrices 0 and 1 hold rows 0 … 7 and 8 … 15 of 8 columns
+#pragma unroll
+  for (int i = 0; i < Count / 8; ++i) {
+    std::uint32_t word[4];
+#pragma unroll
+    for (int m = 0; m < 4; ++m) word[m] = ptx::pack<T>(out[8 * i + 2 * m], out[8 * i + 2 * m + 1]);
+    ptx::store_matrices(shared + Layout.offset(row, 2 * i + lane / 16), word);
+  }
+}
+
 /// The same for rows that see nothing: the carried output if there is one, otherwise 0.
 template <class Arguments>
 __device__ void store_unseen_rows(const Arguments& args, const work_item& item, int q, int column) {
@@ -122,9 +154,9 @@ __device__ void store_unseen_rows(const Arguments& args, const work_item& item, 
     if (column == 0 && args.lse.data != nullptr) args.lse(item.batch, item.head, row) = shares.lse;
     for (int c = column; c < args.out.extents[3]; c += 8) {
       for (int i = c; i < c + 2; ++i) {
-        const float value = shares.carried == 0 ? 0.0f
-                                                : shares.carried * args.previous.out(
-                                                      item.batch, item.head, row, i);
+        const float value = shares.carried == 0
+                                ? 0.0f
+                                : shares.carried * args.previous.out(item.batch, item.head, row, i);
         args.out(item.batch, item.head, row, i) = static_cast<element>(value);
       }
     }

@@ -95,7 +95,7 @@ bool supported(forward_policy policy, const inputs<T>& in, const results<O>& out
   return major == 9 && policy.valid() && p.qk_dim <= policy.qk_dim && p.v_dim <= policy.v_dim &&
          p.v_dim % 8 == 0 && p.kv_len > 0 && p.scale > 0 && ptx::fits_tensor_map(in.q) &&
          ptx::fits_tensor_map(in.k) && ptx::fits_tensor_map(in.v) &&
-         aligned(out.out, sizeof(O) == 4 ? 8 : 16) &&
+         (sizeof(O) == 4 ? aligned(out.out, 8) : ptx::fits_tensor_map(view<const O, 4>{out.out})) &&
          (map.rows.offsets == nullptr || map.tile == policy.tile) &&
          (p.q_len / policy.tile.q + 1) * p.q_heads * p.batch < most_work;
 }
@@ -122,10 +122,15 @@ void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
                "cudaDeviceGetAttribute");
 
   constexpr auto columns = [](operand_layout layout) { return layout.chunk_columns(); };
+  CUtensorMap copied_out{};
+  if constexpr (arguments::copies_out) {
+    copied_out =
+        ptx::make_tensor_map(view<const O, 4>{out.out}, 64, columns(output_layout(P)));
+  }
   arguments args{ptx::make_tensor_map(in.q, P.tile.q, columns(query_layout(P))),
                  ptx::make_tensor_map(in.k, P.tile.kv, columns(key_layout(P))),
-                 ptx::make_tensor_map(in.v, P.tile.kv, columns(value_layout(P))), out.out, out.lse,
-                 in.previous, in.sink, map,
+                 ptx::make_tensor_map(in.v, P.tile.kv, columns(value_layout(P))), copied_out,
+                 out.out, out.lse, in.previous, in.sink, map,
                  // Two thirds of the L2 for keys and values; the rest sees queries and output pass.
                  work_order::make(p, P.tile, processors, l2_bytes * index_t{2} / 3, longest),
                  next_work, mask, score, p.scale, static_cast<int>(p.q_len),

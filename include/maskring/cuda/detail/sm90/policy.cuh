@@ -50,6 +50,12 @@ struct operand_layout {
   constexpr ptx::swizzle swizzle() const {
     return chunk_columns() == 64 ? ptx::swizzle::bytes_128 : ptx::swizzle::bytes_64;
   }
+  /// Where 8 columns, counted in such units, of a row begin.
+  constexpr int offset(int row, int unit) const {
+    const int per_chunk = chunk_columns() / 8;
+    const int key = chunk_columns() == 64 ? row & 7 : row >> 1 & 3;
+    return unit / per_chunk * chunk_bytes() + row * row_bytes() + (unit % per_chunk ^ key) * 16;
+  }
   /// Where the 16 columns of inner step `step` begin, with the rows not transposed.
   constexpr int column_step(int step) const {
     const int per_chunk = chunk_columns() / 16;
@@ -62,5 +68,7 @@ struct operand_layout {
 constexpr operand_layout query_layout(forward_policy p) { return {p.tile.q, p.qk_dim}; }
 constexpr operand_layout key_layout(forward_policy p) { return {p.tile.kv, p.qk_dim}; }
 constexpr operand_layout value_layout(forward_policy p) { return {p.tile.kv, p.v_dim}; }
+/// Results on their way out, in the place of the queries.
+constexpr operand_layout output_layout(forward_policy p) { return {p.tile.q, p.v_dim}; }
 
 } // namespace maskring::cuda::detail::sm90
