@@ -112,8 +112,10 @@ public:
     const mr::view<float, 3> lse_view{lse.data(), {size.batch, size.heads, size.seq}};
     const auto exec =
         mr::cuda::on(timer_.stream(), workspace_, mr::cuda::head_dims<Dim>).with(policy_);
-    const auto map =
-        mr::cuda::make_block_map(exec, mask, {size.batch, size.heads, size.seq, size.seq});
+    const mr::map_shape shape{size.batch, size.heads, size.seq, size.seq};
+    const auto map = mr::cuda::make_block_map(exec, mask, shape);
+    const auto forward_map = mr::cuda::make_block_map(
+        exec, mask, shape, mr::cuda::forward_tile<Mask>(exec, mr::index_t{Dim}, mr::index_t{Dim}));
     const double flops =
         4 * kept_pairs(on_host, size.seq) * Dim * static_cast<double>(size.batch * size.heads);
     const auto add = [&](const char* what, double ms, double work) {
@@ -138,7 +140,7 @@ public:
     const auto forward = [&](const auto&... tiles) {
       mr::forward(exec, in, results, mask, tiles..., score);
     };
-    add("forward", timer_.median_ms([&] { with_map<Mask>(forward, map); }), flops);
+    add("forward", timer_.median_ms([&] { with_map<Mask>(forward, forward_map); }), flops);
 
     const tensor dq{timer_, size.batch, size.heads, size.seq, 6};
     const tensor dk{timer_, size.batch, size.kv_heads, size.seq, 7};
