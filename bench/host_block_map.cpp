@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Block maps of long sequences on the host: time, runs, memory, for every named mask; and the time
-// of one verdict about a pair of shards as long as the sequence. usage: bench_host_block_map
-// [TOKENS] [TILE]
+// of one verdict about a pair of shards as long as the sequence.
+//
+// usage: bench_host_block_map [TOKENS] [TILE]
 #include "../examples/support/mask_names.hpp"
 #include "../examples/support/tables.hpp"
 

@@ -132,8 +132,8 @@ struct expected_gradient {
     usual_error = gradient_error(learned.host_gradient(), exact);
   }
 
-  /// As much more than the straightforward computation's error as for dq, which score gradients are
-  /// part of: kernels take delta from outputs that were rounded.
+  /// `usual_error` knows the rounding of saved outputs only; kernels round weights before that too. The
+  /// allowance is dq's.
   void check(const std::vector<double>& found) const {
     CHECK(gradient_error(found, exact) <= 2.5 * usual_error + 1e-5);
   }

@@ -14,7 +14,7 @@ namespace detail {
 /// What counts as a constant in arithmetic with the dual number `Dual`.
 template <class C, class Dual>
 concept constant_of = !std::same_as<C, Dual> && std::convertible_to<C, typename Dual::value_type>;
-}  // namespace detail
+} // namespace detail
 
 /// A value and its derivative with respect to the unmodified score (forward-mode automatic
 /// differentiation; R. E. Wengert, 1964). Arithmetic follows the rules of calculus.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The number that bfloat16 kernels compute scores with, and the elementary functions of all numbers.
+// The number that bfloat16 kernels compute scores with, and the elementary functions of all
+// numbers.
 #pragma once
 
 #include <cmath>
@@ -9,9 +10,9 @@
 namespace maskring {
 
 /// A float whose tanh, exp and quotients are the GPU's approximations, in one or two instructions:
-/// relative errors near 2^-11 (tanh) and 2^-22. Device kernels for bfloat16 hand scores to modifiers as
-/// this type, for they round weights to 2^-9 anyway; kernels for half and float hand them floats. On the
-/// host it is a float.
+/// relative errors near 2^-11 (tanh) and 2^-22. Device kernels for bfloat16 hand scores to
+/// modifiers as this type, for they round weights to 2^-9 anyway; kernels for half and float hand
+/// them floats. On the host it is a float.
 struct fast_float {
   float value = 0;
 
@@ -36,9 +37,10 @@ concept plain_real = std::floating_point<T> || std::same_as<T, fast_float>;
 namespace detail {
 /// Operands of fast_float's arithmetic: at least one is a fast_float, the other may be any number.
 template <class A, class B>
-concept fast_pair = (std::same_as<A, fast_float> && (std::same_as<B, fast_float> || std::is_arithmetic_v<B>)) ||
+concept fast_pair = (std::same_as<A, fast_float> &&
+                     (std::same_as<B, fast_float> || std::is_arithmetic_v<B>)) ||
                     (std::same_as<B, fast_float> && std::is_arithmetic_v<A>);
-}  // namespace detail
+} // namespace detail
 
 template <class A, class B>
 requires detail::fast_pair<A, B>
@@ -53,7 +55,7 @@ template <class A, class B>
 requires detail::fast_pair<A, B>
 constexpr fast_float operator/(A a, B b) {
 #ifdef __CUDA_ARCH__
-  float inverse;  // of a divisor that does not change, once
+  float inverse; // of a divisor that does not change, once
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(fast_float{b}.value));
   return fast_float{a}.value * inverse;
 #else
@@ -95,7 +97,7 @@ constexpr fast_float sin(fast_float x) { return std::sin(x.value); }
 constexpr fast_float cos(fast_float x) { return std::cos(x.value); }
 constexpr fast_float abs(fast_float x) { return x.value < 0 ? -x.value : x.value; }
 
-}  // namespace maskring
+} // namespace maskring
 
 template <class Number>
 requires std::is_arithmetic_v<Number>

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A bias that is looked up, and learned: tables by head and by what query and key are to each
-// other.
+// Biases that are looked up, and learned: tables by head and by how query and key relate.
 #pragma once
 
 #include <maskring/core/range.hpp>

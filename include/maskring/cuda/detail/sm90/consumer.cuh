@@ -154,8 +154,7 @@ private:
   __device__ void copy_out(const work_item& item, const float (&out)[P.v_dim / 2]) {
     constexpr operand_layout layout = output_layout(P);
     std::byte* tile = smem_.q[finished_queries().stage()];
-    ptx::barrier_sync(group_barrier(),
-                      128); // the group's last scores are there: queries are used up
+    ptx::barrier_sync(group_barrier(), 128); // all have their last scores: queries are used up
     stage_rows<typename Arguments::output_type, layout>(
         tile, row_ - fragment_layout::first_row(lane_), out);
     ::cuda::ptx::fence_proxy_async(::cuda::ptx::space_shared);
