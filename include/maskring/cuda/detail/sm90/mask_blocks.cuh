@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Partial tiles of the Hopper forward kernel, looked at more closely.
 //
-// The descent on verdicts goes on within a tile: an idle warp of the producer's group asks the mask
+// The descent on verdicts goes on within a tile: idle warps of the producer's group ask the mask
 // about each block of 16 queries (a consumer warp's rows) and 16 keys while the tile is on its way.
-// Consumers then evaluate only the elements of blocks that are partial themselves.
+// Of a partial block they find the elements that are kept, or leave it to the consumers where
+// they would hold these up.
 #pragma once
 
 #include <maskring/cuda/detail/fragment.cuh>
@@ -17,16 +18,86 @@
 
 namespace maskring::cuda::detail::sm90 {
 
-/// What the mask keeps of the block of queries [q, q + 16) and keys [kv, kv + 16). Rows and keys
-/// past the end count as hidden.
+/// What the mask keeps of the block of queries [q, q + rows) and keys [kv, kv + keys). Rows and
+/// keys past the end count as hidden.
 template <class Arguments>
-__device__ verdict block_verdict(const Arguments& args, const work_item& item, int q, int kv) {
+__device__ verdict block_verdict(const Arguments& args, const work_item& item, int q, int rows,
+                                 int kv, int keys) {
   if (q >= args.q_len || kv >= args.kv_len) return verdict::none;
-  const verdict inside = verdict_of(args.mask, {.q = {q, min(q + 15, args.q_len - 1)},
-                                                .kv = {kv, min(kv + 15, args.kv_len - 1)},
+  const verdict inside = verdict_of(args.mask, {.q = {q, min(q + rows, args.q_len) - 1},
+                                                .kv = {kv, min(kv + keys, args.kv_len) - 1},
                                                 .batch = item.batch,
                                                 .head = item.head});
-  return inside == verdict::all && kv + 16 > args.kv_len ? verdict::some : inside;
+  return inside == verdict::all && kv + keys > args.kv_len ? verdict::some : inside;
+}
+
+/// Which of a lane's 8 elements of a block of 16 × 16 are kept, as bits; `at` is the first.
+template <class Arguments>
+__device__ std::uint32_t kept_elements(const Arguments& args, score_origin at) {
+  std::uint32_t bits = 0;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int q = min(at.q + 8 * fragment_layout::row(i), args.q_len - 1);
+    const int kv = at.kv + fragment_layout::column(i);
+    const bool keep = static_cast<bool>(args.mask(at.batch, at.head, q, min(kv, args.kv_len - 1)));
+    bits |= static_cast<std::uint32_t>(keep & (kv < args.kv_len)) << i;
+  }
+  return bits;
+}
+
+/// Four blocks' bits, one block to a byte: all 8 or none.
+__device__ inline std::uint32_t spread(std::uint32_t blocks, int word) {
+  return ((blocks >> 4 * word & 15) * 0x00204081 & 0x01010101) * 0xff;
+}
+
+/// Adds the kept elements of a strip's `some` blocks to a lane's bits.
+template <class Arguments, int Words>
+__device__ void add_elements(const Arguments& args, std::uint32_t some, score_origin at,
+                             std::uint32_t (&bits)[Words]) {
+#pragma unroll 1
+  for (; some != 0; some &= some - 1) {
+    const int block = __ffs(some) - 1;
+    const std::uint32_t kept = kept_elements(args, {at.batch, at.head, at.q, at.kv + 16 * block});
+#pragma unroll
+    for (int w = 0; w < Words; ++w) bits[w] |= (block / 4 == w ? kept : 0) << block % 4 * 8;
+  }
+}
+
+/// A warp: writes which elements of a strip's blocks are kept. `some` blocks are partial and
+/// `all` kept; returns those of `some` that it has dealt with.
+///
+/// Of few partial blocks every element is looked at. Of many, only whether whole rows are kept, as
+/// where a border between documents crosses the strip.
+template <class Arguments, int Words>
+__device__ std::uint32_t judge_strip(const Arguments& args, const work_item& item, int q, int kv,
+                                     std::uint32_t some, std::uint32_t all,
+                                     std::uint32_t (&out)[Words][32]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  std::uint32_t bits[Words];
+#pragma unroll
+  for (int w = 0; w < Words; ++w) bits[w] = spread(all, w);
+  if (__popc(some) > blocks_judged) {
+    const int first = __ffs(some) - 1, end = 32 - __clz(some);
+    const verdict row =
+        block_verdict(args, item, q + lane % 16, 1, kv + 16 * first, 16 * (end - first));
+    const std::uint32_t kept = __ballot_sync(~0u, row == verdict::all);
+    if (__any_sync(~0u, row == verdict::some)) {
+      some = 0;
+    } else {
+      const std::uint32_t rows =
+          (kept >> lane / 4 & 1) * 0x33333333 | (kept >> (lane / 4 + 8) & 1) * 0xcccccccc;
+#pragma unroll
+      for (int w = 0; w < Words; ++w) bits[w] |= spread(some, w) & rows;
+    }
+  } else {
+    add_elements(args, some,
+                 {item.batch, item.head, q + fragment_layout::first_row(lane),
+                  kv + fragment_layout::first_column(lane)},
+                 bits);
+  }
+#pragma unroll
+  for (int w = 0; w < Words; ++w) out[w][lane] = bits[w];
+  return some;
 }
 
 /// One warp of two: writes its share of the verdicts of a tile's blocks.
@@ -36,14 +107,24 @@ __device__ void judge_tile(const Arguments& args, const work_item& item, int til
   constexpr forward_policy P = Arguments::policy;
   using verdicts = block_verdicts<P>;
   const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int tile_q = item.q_tile * P.tile.q, tile_kv = tile * P.tile.kv;
 #pragma unroll 1
   for (int word = warp; word < verdicts::words; word += judges) {
     const int block = 32 * word + lane;
-    const verdict v =
-        block_verdict(args, item, item.q_tile * P.tile.q + block / verdicts::columns * 16,
-                      tile * P.tile.kv + block % verdicts::columns * 16);
-    const std::uint32_t some = __ballot_sync(~0u, v == verdict::some);
+    const verdict v = block_verdict(args, item, tile_q + block / verdicts::columns * 16, 16,
+                                    tile_kv + block % verdicts::columns * 16, 16);
+    std::uint32_t some = __ballot_sync(~0u, v == verdict::some);
     const std::uint32_t all = __ballot_sync(~0u, v == verdict::all);
+#pragma unroll 1
+    for (int first = 0; first < 32; first += verdicts::columns) {
+      const int strip = (32 * word + first) / verdicts::columns;
+      const std::uint32_t kept = all >> first & verdicts::every_block;
+      if (kept == verdicts::every_block) continue;
+      const std::uint32_t found =
+          judge_strip(args, item, tile_q + 16 * strip, tile_kv,
+                      some >> first & verdicts::every_block, kept, out.kept[strip]);
+      some &= ~(found << first);
+    }
     if (lane == 0) out.some[word] = some, out.all[word] = all;
   }
 }
@@ -79,45 +160,26 @@ __device__ void judge_blocks(const Arguments& args, forward_storage<Arguments::p
 /// Which of a consumer thread's scores of a partial tile are kept.
 template <forward_policy P>
 class kept_scores {
-  static constexpr int blocks = P.tile.kv / 16; // of 8 of the thread's scores each
-  static constexpr int words = (blocks + 3) / 4;
+  using verdicts = block_verdicts<P>;
 
 public:
-  /// Evaluates the blocks of the warp's 16 rows that are not all hidden or all kept.
+  /// Takes the judges' findings on the warp's 16 rows and evaluates the blocks that they left.
   template <class Arguments>
-  __device__ kept_scores(const Arguments& args, const block_verdicts<P>& verdicts, int strip,
-                         score_origin at)
-      : all_{verdicts.row(verdicts.all, strip)} {
+  __device__ kept_scores(const Arguments& args, const verdicts& found, int strip, score_origin at)
+      : all_{verdicts::row(found.all, strip)} {
 #pragma unroll
-    for (int w = 0; w < words; ++w) {
-      // Four bits become four bytes of 8 equal bits.
-      kept_[w] = ((all_ >> 4 * w & 15) * 0x00204081 & 0x01010101) * 0xff;
-    }
-#pragma unroll 1
-    for (std::uint32_t left = verdicts.row(verdicts.some, strip); left != 0; left &= left - 1) {
-      const int block = __ffs(left) - 1;
-      std::uint32_t bits = 0;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const int q = min(at.q + 8 * fragment_layout::row(i), args.q_len - 1);
-        const int kv = at.kv + 16 * block + fragment_layout::column(i);
-        const bool keep =
-            static_cast<bool>(args.mask(at.batch, at.head, q, min(kv, args.kv_len - 1)));
-        bits |= static_cast<std::uint32_t>(keep & (kv < args.kv_len)) << i;
-      }
-#pragma unroll
-      for (int w = 0; w < words; ++w) {
-        kept_[w] |= (block / 4 == w ? bits : 0) << block % 4 * 8;
-      }
-    }
+    for (int w = 0; w < verdicts::kept_words; ++w)
+      kept_[w] = found.kept[strip][w][threadIdx.x % 32];
+    add_elements(args, verdicts::row(found.some, strip), at, kept_);
   }
 
   /// −inf for the others.
   template <int Count>
   __device__ void apply(float (&s)[Count]) const {
 #pragma unroll
-    for (int w = 0; w < words; ++w) {
-      if ((~all_ >> 4 * w & 15) == 0) continue;
+    for (int w = 0; w < verdicts::kept_words; ++w) {
+      const std::uint32_t here = verdicts::every_block >> 4 * w & 15;
+      if ((all_ >> 4 * w & here) == here) continue;
 #pragma unroll
       for (int i = 32 * w; i < std::min(32 * w + 32, Count); ++i) {
         s[i] = (kept_[w] >> i % 32 & 1) != 0 ? s[i] : -std::numeric_limits<float>::infinity();
@@ -126,8 +188,8 @@ public:
   }
 
 private:
-  std::uint32_t all_;         ///< blocks that are all kept
-  std::uint32_t kept_[words]; ///< bit i: score i
+  std::uint32_t all_;                        ///< blocks that are all kept
+  std::uint32_t kept_[verdicts::kept_words]; ///< bit i: score i
 };
 
 } // namespace maskring::cuda::detail::sm90

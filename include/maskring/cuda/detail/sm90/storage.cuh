@@ -59,17 +59,26 @@ struct ring_cursor {
 };
 
 inline constexpr int judges = 2; ///< warps of the producer's group that have nothing else to do
+inline constexpr int blocks_judged = 2; ///< partial blocks of a strip whose elements judges look at
 
-/// The verdicts of a partial tile's blocks of 16 × 16: bits, `columns` to each strip of 16 queries.
+/// What the judges find of a partial tile, for each strip of 16 queries (a consumer warp's rows)
+/// and its blocks of 16 keys.
 template <forward_policy P>
 struct block_verdicts {
-  static constexpr int columns = P.tile.kv <= 128 ? 8 : 16;
-  static constexpr int words = P.tile.q / 16 * columns / 32;
-  std::uint32_t some[words], all[words];
+  static constexpr int strips = P.tile.q / 16;
+  static constexpr int blocks = P.tile.kv / 16;             ///< of a strip
+  static constexpr int columns = P.tile.kv <= 128 ? 8 : 16; ///< bits of a strip, one to a block
+  static constexpr std::uint32_t every_block = (1u << blocks) - 1;
+  static constexpr int words = strips * columns / 32;
+  static constexpr int kept_words = (blocks + 3) / 4;
+  std::uint32_t some[words]; ///< blocks that consumers evaluate
+  std::uint32_t all[words];  ///< blocks that are all kept
+  /// Of strips that are not: 8 bits a block for the elements of each lane, without `some`.
+  std::uint32_t kept[strips][kept_words][32];
 
   /// A strip's bits of `some` or `all`.
   static __device__ std::uint32_t row(const std::uint32_t (&bits)[words], int strip) {
-    return bits[strip * columns / 32] >> strip * columns % 32 & ((1u << columns) - 1);
+    return bits[strip * columns / 32] >> strip * columns % 32 & every_block;
   }
 };
 
