@@ -6,6 +6,16 @@
 
 namespace maskring::score {
 
+/// second(first(s)) near a pair, as `local_score::from` gives it.
+template <class First, class Second>
+struct then_nearby {
+  First first;
+  Second second;
+  constexpr auto operator()(auto s, int dq, int dkv) const {
+    return second(first(s, dq, dkv), dq, dkv);
+  }
+};
+
 /// second(first(s)). Also written `first >> second`. Learns if one of the two does.
 template <score_mod First, score_mod Second>
 struct then {
@@ -22,6 +32,10 @@ struct then {
     return then<first_at, second_at>{score_at(first, b, h), score_at(second, b, h)};
   }
 
+  constexpr auto from(int q, int kv) const requires(local_score<First>&& local_score<Second>) {
+    return then_nearby{first.from(q, kv), second.from(q, kv)};
+  }
+
   template <class T>
   constexpr void add_gradient(T dscore, T s, int b, int h, int q, int kv) const
       requires(learnable_score<First> || learnable_score<Second>) {
@@ -35,6 +49,9 @@ struct then {
 
   friend bool operator==(const then&, const then&) = default;
 };
+
+template <class First, class Second>
+then_nearby(First, Second) -> then_nearby<First, Second>;
 
 template <score_mod First, score_mod Second>
 constexpr then<First, Second> operator>>(First first, Second second) {

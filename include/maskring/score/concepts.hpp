@@ -40,6 +40,15 @@ constexpr auto score_at(const S& score, int batch, int head) {
   }
 }
 
+/// A score modifier that knows positions by their distance from others: `score.from(query, key)` is a
+/// functor of a score and of how many positions further on its query and key are, `(s, dq, dkv)`.
+/// Kernels ask for it once a tile, so what depends on the place of the tile is not computed for each
+/// element. They ask about pairs past the ends of the sequence too, so it must read nothing there.
+template <class S>
+concept local_score = score_mod<S> && requires(const S score, float s, int i) {
+  { score.from(i, i)(s, i, i) } -> std::convertible_to<float>;
+};
+
 namespace score {
 
 /// The score as it is. Kernels leave the modifier out altogether for this one.

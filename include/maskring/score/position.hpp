@@ -10,12 +10,23 @@
 
 namespace maskring::score {
 
+/// s + bias + (dkv − dq) · slope: a bias by distance around a pair whose own is known.
+struct nearby_slope {
+  float slope, bias;
+  template <class Score>
+  constexpr Score operator()(Score s, int dq, int dkv) const {
+    using real = detail::real<Score>;
+    return s + (static_cast<real>(dkv - dq) * static_cast<real>(slope) + static_cast<real>(bias));
+  }
+};
+
 /// s + (q − kv): the first example of FlexAttention (J. Dong et al., 2024).
 struct relative {
   template <class Score>
   constexpr Score operator()(Score s, int, int, int q, int kv) const {
     return s + static_cast<detail::real<Score>>(q - kv);
   }
+  constexpr nearby_slope from(int q, int kv) const { return {-1, static_cast<float>(q - kv)}; }
   friend constexpr bool operator==(relative, relative) = default;
 };
 
@@ -63,6 +74,9 @@ struct distance_slope {
   constexpr Score operator()(Score s, int, int, int q, int kv) const {
     using real = detail::real<Score>;
     return s + static_cast<real>(kv - q) * static_cast<real>(slope);
+  }
+  constexpr nearby_slope from(int q, int kv) const {
+    return {slope, static_cast<float>(kv - q) * slope};
   }
   friend constexpr bool operator==(distance_slope, distance_slope) = default;
 };

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <maskring/core/errors.hpp>
-#include <maskring/score/concepts.hpp>
+
 
 namespace maskring::score {
 
@@ -18,13 +18,14 @@ public:
   }
   constexpr float cap() const { return cap_; }
   template <class Score>
-  constexpr Score operator()(Score s, int, int, int, int) const {
+  constexpr Score operator()(Score s, auto...) const {
     using real = detail::real<Score>;
     const auto cap = static_cast<real>(cap_);
     // A product, since a division by floats takes a branch on the device.
     const real one_cap = sizeof(real) < 8 ? real{one_cap_} : real{1} / cap;
     return cap * tanh(s * one_cap);
   }
+  constexpr softcap from(int, int) const { return *this; }
   friend constexpr bool operator==(softcap, softcap) = default;
 
 private:

@@ -44,10 +44,20 @@ using score_number = std::conditional_t<std::is_same_v<T, bfloat16>, fast_float,
 ///
 /// What lies past the ends is never used, but a modifier's tables must not be read there: it is asked
 /// about the last row or column instead. Inside, nothing stands between a modifier and the constant
-/// distances of a thread's elements, so that terms of kv − q are shared by both rows.
+/// distances of a thread's elements, so that terms of kv − q are shared by both rows. A modifier that
+/// is `local_score` needs no such care, and no two ways that the assembler joins by moving all scores.
 template <class Number, class Score, int Count>
 __device__ inline void apply_score(float (&s)[Count], const Score& score, float scale,
                                    score_origin at, int q_len, int kv_len) {
+  if constexpr (local_score<Score>) {
+    const auto near = score.from(at.q, at.kv);
+#pragma unroll
+    for (int i = 0; i < Count; ++i) {
+      s[i] = static_cast<float>(
+          near(Number{s[i] * scale}, 8 * fragment_layout::row(i), fragment_layout::column(i)));
+    }
+    return;
+  }
   const auto apply = [&](auto row, auto column) {
 #pragma unroll
     for (int i = 0; i < Count; ++i) {

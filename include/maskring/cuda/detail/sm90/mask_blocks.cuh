@@ -149,7 +149,7 @@ __device__ void judge_blocks(const Arguments& args, forward_storage<Arguments::p
         slot_barriers& slot = smem.verdict_slots[cursor.stage()];
         slot.wait_empty(cursor.round());
         judge_tile(args, item, walk.tile(), warp, smem.verdicts[cursor.stage()]);
-        if (lane == 0) ptx::arrive(slot.full);
+        ptx::arrive(slot.full);
         cursor.advance();
       }
       if (walk.last()) break;

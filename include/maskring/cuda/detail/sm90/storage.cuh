@@ -105,7 +105,7 @@ struct forward_storage {
     for (int s = 0; s < P.stages; ++s) {
       k_slots[s].init(1, consumer_warps);
       v_slots[s].init(1, consumer_warps);
-      verdict_slots[s].init(judges, consumer_warps);
+      verdict_slots[s].init(32 * judges, consumer_warps);
     }
     ::cuda::ptx::fence_mbarrier_init(::cuda::ptx::sem_release, ::cuda::ptx::scope_cluster);
   }
