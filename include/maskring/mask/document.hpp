@@ -109,9 +109,7 @@ struct document {
 
   constexpr bool operator()(int b, int h, int q, int kv) const {
     // No branches: everything is read or asked at a place that exists, and kernels then read the
-    // tables once for a row or column of elements. Whether a place exists is not asked by comparing
-    // it with the clamped one: ptxas 13.0 makes one VIMNMX.RELU of clamp and comparison, and its
-    // predicate is wrong.
+    // tables once for a row or column of elements.
     const int q_at = max(min(q, docs.tokens - 1), 0);
     const int kv_at = max(min(kv, docs.tokens - 1), 0);
     const int id = docs.ids[q_at];
@@ -149,6 +147,8 @@ struct document {
   friend bool operator==(const document&, const document&) = default;
 
 private:
+  // Not by comparing the token with the clamped one: ptxas 13.0 makes one VIMNMX.RELU of clamp and
+  // comparison, and its predicate is wrong.
   constexpr bool has(int token) const { return (token >= 0) & (token < docs.tokens); }
 };
 

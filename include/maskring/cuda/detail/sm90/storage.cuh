@@ -96,18 +96,29 @@ struct forward_storage {
   tile_note notes[P.stages];            ///< travel with the key tiles
   work_item work;
 
-  /// By one thread, before the block's first barrier. Consumers arrive once a warp.
+  /// By one thread, before the block's first barrier. Consumers and judges arrive once a warp,
+  /// except where each of their lanes reads or writes for itself.
   __device__ void init() {
     constexpr int consumer_warps = 4 * P.consumers();
-    work_slot.init(1, consumer_warps + 1 + judges);
+    work_slot.init(1, 32 * (consumer_warps + judges) + 1);
     ::cuda::ptx::mbarrier_init(&item_ending, 1);
     for (int s = 0; s < P.query_stages; ++s) q_slots[s].init(1, consumer_warps);
     for (int s = 0; s < P.stages; ++s) {
       k_slots[s].init(1, consumer_warps);
       v_slots[s].init(1, consumer_warps);
-      verdict_slots[s].init(32 * judges, consumer_warps);
+      verdict_slots[s].init(32 * judges, 32 * consumer_warps);
     }
     ::cuda::ptx::fence_mbarrier_init(::cuda::ptx::sem_release, ::cuda::ptx::scope_cluster);
+  }
+
+  /// The next item, for all threads of a warp; each gives the slot back for itself. (Items that
+  /// lane 0 reads and hands on make the whole kernel 5 % slower: the compiler then loses sight of
+  /// what is the same in all lanes.)
+  __device__ work_item take_work(std::uint32_t round) {
+    work_slot.wait_full(round);
+    const work_item item = work;
+    ptx::arrive(work_slot.empty);
+    return item;
   }
 };
 
