@@ -3,6 +3,9 @@
 #include "attention.cuh"
 
 #include <maskring/mask/compose.hpp>
+#include <maskring/score/compose.hpp>
+#include <maskring/score/position.hpp>
+#include <maskring/score/softcap.hpp>
 
 namespace maskring::testing {
 namespace {
@@ -35,7 +38,42 @@ void all_masks(Dims dims, index_t qk_dim, index_t v_dim) {
                          any_mask{any_mask::causal}, any_score{});
 }
 
+// Documents of 200 tokens, causal: borders that cross blocks of 16 rows.
+struct packed {
+  constexpr auto operator()(auto, auto, auto q, auto kv) const {
+    return (floor_div(q, 200) == floor_div(kv, 200)) & (q >= kv);
+  }
+};
+
+template <class Dims>
+void packed_documents(Dims dims, index_t dim) {
+  if (!is_hopper()) return;
+  cuda::workspace scratch;
+  const auto exec = cuda::on(nullptr, scratch, dims).with({.kernel = cuda::kernel::hopper});
+  compare_with<bfloat16, false>(
+      exec, {.q_len = 700, .kv_len = 700, .qk_dim = dim, .v_dim = dim}, packed{}, score::none{});
+}
+
 }  // namespace
+
+TEST_CASE("documents, of whose partial tiles whole rows are kept") {
+  packed_documents(cuda::head_dims<64>, 64);
+  packed_documents(cuda::head_dims<96>, 96);
+  packed_documents(cuda::head_dims<128>, 128);
+  packed_documents(cuda::head_dims<192>, 192);
+}
+
+TEST_CASE("score modifiers that are asked by distance, past the ends too") {
+  if (!is_hopper()) return;
+  cuda::workspace scratch;
+  const auto exec =
+      cuda::on(nullptr, scratch, cuda::head_dims<128>).with({.kernel = cuda::kernel::hopper});
+  const attention_case c{.q_len = 389, .kv_len = 311, .qk_dim = 128, .v_dim = 128};
+  const any_mask causal{any_mask::causal};
+  compare_with<bfloat16, false>(exec, c, causal, score::alibi{2});
+  compare_with<bfloat16, false>(exec, c, causal, score::alibi{2} >> score::softcap{5});
+  compare_with<float16, false>(exec, c, causal, score::relative{} >> score::softcap{5});
+}
 
 TEST_CASE("bfloat16, head dimension 64") { all_masks<bfloat16>(cuda::head_dims<64>, 64, 64); }
 TEST_CASE("bfloat16, head dimension 96") { all_masks<bfloat16>(cuda::head_dims<96>, 96, 96); }

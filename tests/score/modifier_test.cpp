@@ -200,6 +200,26 @@ TEST_CASE("modifiers one after the other, and under the context-parallel rewrite
   }
 }
 
+TEST_CASE("modifiers of distance are the same when asked from a pair near by") {
+  const auto check = [](const auto& score, double tolerance) {
+    static_assert(local_score<std::decay_t<decltype(score)>>);
+    const auto near = score.from(1000, 900);
+    double worst = 0;
+    for (int dq : {-8, 0, 8}) {
+      for (int dkv = 0; dkv < 200; ++dkv) {
+        const double expected = score(1.5, 0, 3, 1000 + dq, 900 + dkv);
+        worst = std::max(worst, std::abs(near(1.5f, dq, dkv) - expected));
+      }
+    }
+    CHECK(worst < tolerance);
+  };
+  check(score::relative{}, 1e-6);
+  check(score_at(score::alibi{12}, 0, 3), 1e-4);
+  check(score::softcap{30}, 1e-6);
+  check(score_at(score::alibi{12} >> score::softcap{30}, 0, 3), 1e-4);
+  static_assert(!local_score<score::alibi>); // its slope is the head's
+}
+
 TEST_CASE("score modifiers refuse bad arguments") {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   CHECK_THROWS_WITH_AS(score::alibi{0}, "maskring: alibi: heads is 0, expected 1 or more",

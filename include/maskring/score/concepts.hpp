@@ -9,8 +9,9 @@
 namespace maskring {
 
 /// A score modifier: a trivially copyable functor `score(s, batch, head, query, key)` that returns
-/// the new score. `s` (already multiplied by the scale) is a float, a double, a fast_float (in device
-/// kernels for bfloat16), or a dual of one; over a dual the functor gives its own derivative. The counterpart of FlexAttention's score_mod.
+/// the new score. `s` (already multiplied by the scale) is a float, a double, a fast_float (in
+/// device kernels for bfloat16), or a dual of one; over a dual the functor gives its own
+/// derivative. The counterpart of FlexAttention's score_mod.
 template <class S>
 concept score_mod = std::is_trivially_copyable_v<S> && requires(const S score, float s, int i) {
   { score(s, i, i, i, i) } -> std::convertible_to<float>;
@@ -28,9 +29,9 @@ concept learnable_score = score_mod<S> && requires(const S score, float x, int i
   score.add_gradient(x, x, i, i, i, i);
 };
 
-/// What is left of a score modifier for one batch entry and head: `score.at(batch, head)`, a functor
-/// with the same parameters, where there is such a member; else the modifier itself. Kernels ask once
-/// a head, so what depends on the head alone is not computed for each element.
+/// What is left of a score modifier for one batch entry and head: `score.at(batch, head)`, a
+/// functor with the same parameters, where there is such a member; else the modifier itself.
+/// Kernels ask once a head, so what depends on the head alone is not computed for each element.
 template <score_mod S>
 constexpr auto score_at(const S& score, int batch, int head) {
   if constexpr (requires { score.at(batch, head); }) {
@@ -40,10 +41,11 @@ constexpr auto score_at(const S& score, int batch, int head) {
   }
 }
 
-/// A score modifier that knows positions by their distance from others: `score.from(query, key)` is a
-/// functor of a score and of how many positions further on its query and key are, `(s, dq, dkv)`.
-/// Kernels ask for it once a tile, so what depends on the place of the tile is not computed for each
-/// element. They ask about pairs past the ends of the sequence too, so it must read nothing there.
+/// A score modifier that knows positions by their distance from others: `score.from(query, key)` is
+/// a functor of a score and of how many positions further on its query and key are, `(s, dq, dkv)`.
+/// Kernels ask for it once a tile, so what depends on the place of the tile is not computed for
+/// each element. They ask about pairs past the ends of the sequence too, so it must read nothing
+/// there.
 template <class S>
 concept local_score = score_mod<S> && requires(const S score, float s, int i) {
   { score.from(i, i)(s, i, i) } -> std::convertible_to<float>;

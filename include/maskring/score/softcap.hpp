@@ -4,7 +4,6 @@
 
 #include <maskring/core/errors.hpp>
 
-
 namespace maskring::score {
 
 /// cap · tanh(s / cap) (Gemma 2, 2024, after I. Bello et al., 2016).

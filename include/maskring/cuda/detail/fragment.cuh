@@ -42,10 +42,11 @@ using score_number = std::conditional_t<std::is_same_v<T, bfloat16>, fast_float,
 
 /// Replaces raw products by score(scale · product, b, h, q, kv).
 ///
-/// What lies past the ends is never used, but a modifier's tables must not be read there: it is asked
-/// about the last row or column instead. Inside, nothing stands between a modifier and the constant
-/// distances of a thread's elements, so that terms of kv − q are shared by both rows. A modifier that
-/// is `local_score` needs no such care, and no two ways that the assembler joins by moving all scores.
+/// What lies past the ends is never used, but a modifier's tables must not be read there: it is
+/// asked about the last row or column instead. Inside, nothing stands between a modifier and the
+/// constant distances of a thread's elements, so that terms of kv − q are shared by both rows. A
+/// modifier that is `local_score` needs no such care, and no two ways that the assembler joins by
+/// moving all scores.
 template <class Number, class Score, int Count>
 __device__ inline void apply_score(float (&s)[Count], const Score& score, float scale,
                                    score_origin at, int q_len, int kv_len) {
@@ -85,8 +86,9 @@ __device__ inline void apply_mask(float (&s)[Count], const Mask& mask, score_ori
   if (at.q + 8 < q_len && at.kv + fragment_layout::column(Count - 1) < kv_len) {
 #pragma unroll
     for (int i = 0; i < Count; ++i) {
-      const bool keep = static_cast<bool>(mask(at.batch, at.head, at.q + 8 * fragment_layout::row(i),
-                                               at.kv + fragment_layout::column(i)));
+      const bool keep =
+          static_cast<bool>(mask(at.batch, at.head, at.q + 8 * fragment_layout::row(i),
+                                 at.kv + fragment_layout::column(i)));
       s[i] = keep ? s[i] : -infinity;
     }
     return;

@@ -100,7 +100,7 @@ struct forward_storage {
   /// except where each of their lanes reads or writes for itself.
   __device__ void init() {
     constexpr int consumer_warps = 4 * P.consumers();
-    work_slot.init(1, 32 * (consumer_warps + judges) + 1);
+    work_slot.init(1, 32 * consumer_warps + judges + 1);
     ::cuda::ptx::mbarrier_init(&item_ending, 1);
     for (int s = 0; s < P.query_stages; ++s) q_slots[s].init(1, consumer_warps);
     for (int s = 0; s < P.stages; ++s) {
