@@ -3,6 +3,7 @@
 #pragma once
 
 #include <maskring/core/errors.hpp>
+#include <maskring/score/concepts.hpp>
 
 namespace maskring::score {
 
