@@ -15,38 +15,24 @@ inline constexpr float log2_e = 1.44269504088896340736f;
 /// core/softmax.hpp's state for a thread's two rows, in powers of two: a score s counts as
 /// 2^(unit · s), `unit` being log2(e) times the scale not yet multiplied in (which must be positive).
 ///
-/// A row's maximum is known to the whole quad of lanes that share it; each lane sums only its own
-/// columns, until `finish`.
+/// What stands in for a row's maximum stays where it is until a score exceeds it by 2^8, since any
+/// reference near the maximum serves (method: FlashAttention-4, 2026). The whole quad of lanes that
+/// share the row knows it; each lane sums only its own columns, until `finish`.
 struct online_softmax {
   static constexpr float infinity = std::numeric_limits<float>::infinity();
 
-  float maximum[2] = {-infinity, -infinity};
+  float limit[2] = {-infinity, -infinity}; ///< the largest score that the reference serves
   float sum[2] = {0, 0};
 
-  /// Takes in a tile of scores, leaves 2^(unit · (s − maximum)) in their place, and returns the
-  /// factors by which outputs summed over the old maximum must be multiplied.
-  ///
-  /// `Lazy` leaves the maximum where it is until a row's scores exceed it by 2^8, since any reference
-  /// near the maximum serves: most tiles then need no rescaling. Returns whether a factor of the warp
-  /// may differ from 1. Method: FlashAttention-4, 2026.
-  template <bool Lazy = false, int Count>
+  /// Takes in a tile of scores and leaves 2^(unit · s − reference) in their place. Returns whether
+  /// outputs summed so far must be multiplied by `factor`, which is set only then; the same for all
+  /// lanes of a warp.
+  template <int Count>
   __device__ bool update(float (&s)[Count], float unit, float (&factor)[2]) {
-    float largest[2] = {maximum[0], maximum[1]};
-    take_largest(s, largest);
-    float shift[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float top = fmaxf(largest[r], __shfl_xor_sync(~0u, largest[r], 1));
-      top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-      if (Lazy && (top - maximum[r]) * unit <= 8.0f) top = maximum[r];
-      // While a row has seen nothing, 0 stands in for its maximum: −inf − −inf would be NaN.
-      const float reference = top == -infinity ? 0.0f : top;
-      shift[r] = reference * unit;
-      factor[r] = ptx::exp2((maximum[r] - reference) * unit);  // exactly 1 if they are equal
-      maximum[r] = top;
-    }
-    const bool changed = !Lazy || __any_sync(~0u, factor[0] != 1 || factor[1] != 1);
-    float total[2][2] = {{sum[0] * factor[0], 0.0f}, {sum[1] * factor[1], 0.0f}};
+    const bool raised = __any_sync(~0u, may_exceed_limit(s));
+    if (raised) raise(s, unit, factor);
+    float total[2][2] = {{sum[0], 0.0f}, {sum[1], 0.0f}};
+    const float shift[2] = {reference(0, unit), reference(1, unit)};
 #pragma unroll
     for (int i = 0; i < Count; ++i) {
       const int r = fragment_layout::row(i);
@@ -55,42 +41,59 @@ struct online_softmax {
     }
     sum[0] = total[0][0] + total[0][1];
     sum[1] = total[1][0] + total[1][1];
-    return changed;
+    return raised;
   }
 
-  /// Adds up the quad's shares and returns row r's state over natural scores scale · s.
-  __device__ softmax_state<float> finish(int r, float scale) const {
+  /// Adds up the quad's shares and returns row r's state over natural scores.
+  __device__ softmax_state<float> finish(int r, float unit) const {
     float total = sum[r];
     total += __shfl_xor_sync(~0u, total, 1);
     total += __shfl_xor_sync(~0u, total, 2);
-    return total > 0 ? softmax_state<float>{maximum[r] * scale, total} : softmax_state<float>{};
+    return total > 0 ? softmax_state<float>{reference(r, unit) * (1.0f / log2_e), total}
+                     : softmax_state<float>{};
   }
 
 private:
-  /// Raises each row's `largest` to its largest score.
-  ///
-  /// The bits of floats compare like integers as soon as one of the two is positive, and integers have
-  /// a maximum of three; a warp with a row that is all negative so far compares floats.
+  static constexpr float slack = 8;
+
+  /// While a row has seen nothing, 0 stands in for its maximum: −inf − −inf would be NaN.
+  __device__ float reference(int r, float unit) const {
+    return limit[r] == -infinity ? 0.0f : fmaf(limit[r], unit, -slack);
+  }
+
+  /// The bits of floats compare like integers if one of the two is positive, and integers have a
+  /// maximum of three. A limit that is not positive counts as exceeded.
   template <int Count>
-  static __device__ void take_largest(const float (&s)[Count], float (&largest)[2]) {
+  __device__ bool may_exceed_limit(const float (&s)[Count]) const {
+    const int bits[2] = {__float_as_int(limit[0]), __float_as_int(limit[1])};
     // Two chains a row: one alone would wait for each of its operations.
-    int bits[2][2];
-    for (int r = 0; r < 2; ++r) bits[r][0] = bits[r][1] = __float_as_int(largest[r]);
+    int top[2][2] = {{bits[0], bits[0]}, {bits[1], bits[1]}};
 #pragma unroll
     for (int i = 0; i < Count; i += 2) {
-      int& chain = bits[fragment_layout::row(i)][(i >> 2) & 1];
+      int& chain = top[fragment_layout::row(i)][(i >> 2) & 1];
       chain = __vimax3_s32(chain, __float_as_int(s[i]), __float_as_int(s[i + 1]));
     }
-    const int top[2] = {max(bits[0][0], bits[0][1]), max(bits[1][0], bits[1][1])};
-    if (__any_sync(~0u, (top[0] | top[1]) < 0)) {
+    const int risen =
+        (max(top[0][0], top[0][1]) ^ bits[0]) | (max(top[1][0], top[1][1]) ^ bits[1]);
+    return (risen | ((bits[0] | bits[1]) & std::numeric_limits<int>::min())) != 0;
+  }
+
+  /// Gives rows whose scores exceed the limit a new reference, their maximum.
+  template <int Count>
+  __device__ void raise(const float (&s)[Count], float unit, float (&factor)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float top = -infinity;
 #pragma unroll
       for (int i = 0; i < Count; ++i) {
-        float& row = largest[fragment_layout::row(i)];
-        row = fmaxf(row, s[i]);
+        if (fragment_layout::row(i) == r) top = fmaxf(top, s[i]);
       }
-    } else {
-      largest[0] = __int_as_float(top[0]);
-      largest[1] = __int_as_float(top[1]);
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+      const float before = fmaf(limit[r], unit, -slack); // −inf of a row that has seen nothing
+      if (top > limit[r]) limit[r] = top + __fdividef(slack, unit);
+      factor[r] = ptx::exp2(before - reference(r, unit)); // exactly 1 if they are equal
+      sum[r] *= factor[r];
     }
   }
 };

@@ -140,7 +140,7 @@ private:
         apply_mask(scores[m], args_.mask, origin, args_.q_len, args_.kv_len);
       }
       float factor[2];
-      if (rows_[m].template update<true>(scores[m], unit, factor)) scale_rows(out_[m], factor);
+      if (rows_[m].update(scores[m], unit, factor)) scale_rows(out_[m], factor);
 #pragma unroll
       for (int i = 0; i < P.tile.kv / 16; ++i) {
 #pragma unroll
@@ -195,12 +195,12 @@ private:
   }
 
   __device__ void finish() const {
-    const float scale = Arguments::has_score ? 1.0f : args_.scale;
+    const float unit = Arguments::has_score ? log2_e : args_.scale * log2_e;
 #pragma unroll
     for (int m = 0; m < parts; ++m) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        store_result<T>(args_.target, batch_, head_, row_of(m) + 8 * r, rows_[m].finish(r, scale),
+        store_result<T>(args_.target, batch_, head_, row_of(m) + 8 * r, rows_[m].finish(r, unit),
                      out_[m], r);
       }
     }

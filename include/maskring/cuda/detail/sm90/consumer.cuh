@@ -33,6 +33,10 @@ template <class Arguments>
 class consumer {
   static constexpr forward_policy P = Arguments::policy;
   static constexpr int score_count = P.tile.kv / 2;
+  using weights = std::uint32_t[P.tile.kv / 4]; ///< rounded, in pairs
+  /// With two, a tile's weights need not wait for the product of those before; three groups have
+  /// no registers for it.
+  static constexpr int weight_sets = P.consumers() < 3 ? 2 : 1;
   using T = typename Arguments::input_type;
   using storage = forward_storage<P>;
   using item_score = decltype(score_at(std::declval<const Arguments&>().score, 0, 0));
@@ -50,7 +54,7 @@ public:
   /// memory overlap with the next item's first scores.
   __device__ void run() {
     float s[score_count];
-    std::uint32_t p[P.tile.kv / 4];
+    weights p[weight_sets];
     float out[P.v_dim / 2] = {};
     rescaling scales;
     online_softmax rows;
@@ -65,13 +69,23 @@ public:
     for (;;) {
       const item_score score = score_at(args_.score, item.batch, item.head);
       tile_note note = smem_.notes[k_cursor_.stage()];
-      release_keys();
+      release_scored(note);
       exponentiate(s, item, score, note, rows, scales);
       finish_copy();
-      pack(s, p);
-      prepare(note);
-      while (!note.last()) note = step(s, p, out, item, score, rows, scales);
-      if (!copying_warp()) release(smem_.q_slots[q_cursor_.stage()]);
+      pack(s, p[0]);
+      if (!note.last()) wait_keys();
+      while (!note.last()) {
+        note = step(s, p[0], p[weight_sets - 1], out, item, score, rows, scales);
+        if constexpr (weight_sets == 2) {
+          if (note.last()) {
+#pragma unroll
+            for (int i = 0; i < P.tile.kv / 4; ++i) p[0][i] = p[1][i];
+            ptx::pin(p[0]); // here, not between the products that follow
+            break;
+          }
+          note = step(s, p[1], p[0], out, item, score, rows, scales);
+        }
+      }
       q_cursor_.advance();
 
       const work_item next = next_item();
@@ -79,13 +93,13 @@ public:
       if constexpr (P.rescale_early) scales.apply(out);
       await_turn();
       wait_values();
-      multiply_values(p, out);
+      multiply_values(p[0], out);
       wait_queries();
       wait_keys();
       multiply_keys(s);
       give_turn();
-      ptx::wgmma_wait<1>(out, p);
-      release_values();
+      ptx::wgmma_wait<1>(out, p[0]);
+      release(smem_.v_slots[v_cursor().stage()]);
       store(item, out, rows);
 #pragma unroll
       for (float& sum : out) sum = 0;
@@ -95,53 +109,63 @@ public:
     }
     if constexpr (P.rescale_early) scales.apply(out);
     wait_values();
-    multiply_values(p, out);
-    ptx::wgmma_wait<0>(out, p);
+    multiply_values(p[0], out);
+    ptx::wgmma_wait<0>(out, p[0]);
     store(item, out, rows);
     finish_copy();
     if (P.ping_pong && group_ == 0) await_turn(); // leaves no barrier half full
   }
 
 private:
-  /// The next tile's scores and softmax, around this tile's product with V; both operands are
-  /// there.
-  __device__ tile_note step(float (&s)[score_count], std::uint32_t (&p)[P.tile.kv / 4],
+  /// The next tile's scores, softmax and weights `next`, around this tile's product of weights `p`
+  /// with V; the keys are there.
+  __device__ tile_note step(float (&s)[score_count], weights& p, weights& next,
                             float (&out)[P.v_dim / 2], const work_item& item,
                             const item_score& score, online_softmax& rows, rescaling& scales) {
     await_turn();
     multiply_keys(s);
     if constexpr (P.rescale_early) scales.apply(out);
+    wait_values();
     multiply_values(p, out);
     give_turn();
     const tile_note note = smem_.notes[k_cursor_.stage()];
+    // Asked here, where the answer may take its time.
+    const bool arrived = next_keys_arrived();
     ptx::wgmma_wait<1>(s);
-    release_keys();
+    release_scored(note);
     exponentiate(s, item, score, note, rows, scales);
+    if constexpr (weight_sets == 2) pack(s, next);
     // The assembler moves a wait for wgmma up through arithmetic, which would put the softmax
-    // behind the product that it is to overlap. It does not move it past the waits of `prepare`.
-    ptx::pin(s);
-    ptx::pin(rows.sum);
-    ring_cursor<P.stages> values = v_cursor_;
-    v_cursor_.advance();
-    prepare(note);
+    // behind the product that it is to overlap. It does not move it past a branch that needs all
+    // results.
+    if (!(arrived && finished(next, rows)) && !note.last()) wait_keys();
     ptx::wgmma_wait<0>(out, p);
-    release(smem_.v_slots[values.stage()]);
-    pack(s, p);
+    release(smem_.v_slots[ring_cursor<P.stages>{k_cursor_.index - 2}.stage()]);
+    if constexpr (weight_sets == 1) pack(s, next);
     if constexpr (!P.rescale_early) scales.apply(out);
     return note;
   }
 
-  /// Waits for what the next step multiplies.
-  __device__ void prepare(tile_note note) {
-    slot_barriers& k = smem_.k_slots[k_cursor_.stage()];
-    slot_barriers& v = smem_.v_slots[v_cursor_.stage()];
-    if (!note.last()) ptx::wait(k.full, k_cursor_.round() & 1, v.full, v_cursor_.round() & 1);
+  /// True; what is computed before is needed for it.
+  __device__ static bool finished(const weights& next, const online_softmax& rows) {
+    if constexpr (weight_sets == 1) return rows.sum[0] + rows.sum[1] >= 0;
+    std::uint32_t bits = 0;
+#pragma unroll
+    for (int i = 0; i < P.tile.kv / 4; ++i) bits |= next[i];
+    return (bits & 0x80008000) == 0; // weights are not negative
+  }
+
+  __device__ bool next_keys_arrived() {
+    const ring_cursor<P.stages> next{k_cursor_.index + 1};
+    return smem_.k_slots[next.stage()].is_full(next.round());
   }
 
   __device__ void store(const work_item& item, float (&out)[P.v_dim / 2],
                         const online_softmax& rows) {
     const int q = item.q_tile * P.tile.q + row_;
-    const int column = fragment_layout::first_column(lane_);
+    int column = fragment_layout::first_column(lane_);
+    // What follows from it would else be known ahead, in registers that the loop over tiles needs.
+    asm volatile("" : "+r"(column));
     finish_rows(args_, item, q, column, out, rows);
     if constexpr (Arguments::copies_out) {
       copy_out(item, out);
@@ -218,7 +242,7 @@ private:
       kept.apply(s);
     }
     const float unit = Arguments::has_score ? log2_e : args_.scale * log2_e;
-    scales.changed = rows.template update<P.lazy>(s, unit, scales.factor);
+    scales.changed = rows.update(s, unit, scales.factor);
   }
 
   /// S = Q Kᵀ, asynchronously.
@@ -241,10 +265,10 @@ private:
   }
 
   /// out += P V, asynchronously.
-  __device__ void multiply_values(std::uint32_t (&p)[P.tile.kv / 4], float (&out)[P.v_dim / 2]) {
+  __device__ void multiply_values(weights& p, float (&out)[P.v_dim / 2]) {
     constexpr operand_layout v = value_layout(P);
     const std::uint64_t values =
-        ptx::describe(smem_.v[v_cursor_.stage()], v.swizzle(), v.atom_bytes(), v.chunk_bytes());
+        ptx::describe(smem_.v[v_cursor().stage()], v.swizzle(), v.atom_bytes(), v.chunk_bytes());
     ptx::pin(p);
     ptx::pin(out);
     ptx::wgmma_fence();
@@ -256,7 +280,7 @@ private:
     ptx::wgmma_commit();
   }
 
-  static __device__ void pack(const float (&s)[score_count], std::uint32_t (&p)[P.tile.kv / 4]) {
+  static __device__ void pack(const float (&s)[score_count], weights& p) {
 #pragma unroll
     for (int i = 0; i < P.tile.kv / 4; ++i) p[i] = ptx::pack<T>(s[2 * i], s[2 * i + 1]);
   }
@@ -271,9 +295,12 @@ private:
     }
   }
 
+  /// Values are used one tile behind keys.
+  __device__ ring_cursor<P.stages> v_cursor() const { return {k_cursor_.index - 1}; }
+
   __device__ void wait_queries() { smem_.q_slots[q_cursor_.stage()].wait_full(q_cursor_.round()); }
   __device__ void wait_keys() { smem_.k_slots[k_cursor_.stage()].wait_full(k_cursor_.round()); }
-  __device__ void wait_values() { smem_.v_slots[v_cursor_.stage()].wait_full(v_cursor_.round()); }
+  __device__ void wait_values() { smem_.v_slots[v_cursor().stage()].wait_full(v_cursor().round()); }
   __device__ void release(slot_barriers& slot) {
     if (lane_ == 0) ptx::arrive(slot.empty);
   }
@@ -282,13 +309,11 @@ private:
     __syncwarp();
     release(slot);
   }
-  __device__ void release_keys() {
+  /// What the scores just formed were made of: the keys, and the queries if they were the last.
+  __device__ void release_scored(tile_note note) {
     release(smem_.k_slots[k_cursor_.stage()]);
     k_cursor_.advance();
-  }
-  __device__ void release_values() {
-    release(smem_.v_slots[v_cursor_.stage()]);
-    v_cursor_.advance();
+    if (note.last() && !copying_warp()) release(smem_.q_slots[q_cursor_.stage()]);
   }
 
   const Arguments& args_;
@@ -296,7 +321,7 @@ private:
   int group_, lane_, row_;
   std::uint32_t work_round_ = 0;
   ring_cursor<P.query_stages> q_cursor_;
-  ring_cursor<P.stages> k_cursor_, v_cursor_, verdict_cursor_;
+  ring_cursor<P.stages> k_cursor_, verdict_cursor_;
 };
 
 } // namespace maskring::cuda::detail::sm90

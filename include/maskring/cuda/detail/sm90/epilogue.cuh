@@ -45,6 +45,12 @@ struct row_shares {
 
   template <class Arguments>
   __device__ row_shares(const Arguments& args, const work_item& item, int q, state mine) {
+    if (args.previous.lse.data == nullptr && args.sink.data == nullptr) { // nothing to merge
+      own = mine.empty() ? 0.0f : __fdividef(1.0f, mine.sum);
+      carried = 0;
+      lse = mine.lse();
+      return;
+    }
     const bool continues = args.previous.lse.data != nullptr && q < args.q_len;
     const state before =
         continues ? state::from_lse(args.previous.lse(item.batch, item.head, q)) : state{};
@@ -67,7 +73,7 @@ __device__ void finish_rows(const Arguments& args, const work_item& item, int q,
   for (int r = 0; r < 2; ++r) {
     const int row = q + 8 * r;
     const row_shares shares{args, item, row,
-                            rows.finish(r, Arguments::has_score ? 1.0f : args.scale)};
+                            rows.finish(r, Arguments::has_score ? log2_e : args.scale * log2_e)};
     const bool stored = row < args.q_len;
     if (stored && column == 0 && args.lse.data != nullptr) {
       args.lse(item.batch, item.head, row) = shares.lse;
