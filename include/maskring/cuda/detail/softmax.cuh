@@ -4,9 +4,12 @@
 
 #include <maskring/core/softmax.hpp>
 #include <maskring/cuda/detail/fragment.cuh>
+#include <maskring/cuda/detail/ptx/element.cuh>
 #include <maskring/cuda/detail/ptx/exp2.cuh>
 
+#include <cstdint>
 #include <limits>
+#include <type_traits>
 
 namespace maskring::cuda::detail {
 
@@ -14,87 +17,116 @@ inline constexpr float log2_e = 1.44269504088896340736f;
 
 /// core/softmax.hpp's state for a thread's two rows, in powers of two: a score s counts as
 /// 2^(unit · s), `unit` being log2(e) times the scale not yet multiplied in (which must be positive).
+/// Weights leave rounded to T, in pairs.
 ///
-/// What stands in for a row's maximum stays where it is until a score exceeds it by 2^8, since any
-/// reference near the maximum serves (method: FlashAttention-4, 2026). The whole quad of lanes that
-/// share the row knows it; each lane sums only its own columns, until `finish`.
+/// Any reference near a row's maximum serves in its place, so it stays until a weight reaches 2
+/// (the idea: FlashAttention-4, 2026), which is one bit of the rounded weights: no maximum need be
+/// known before the exponentials. References stand above the maximum by as much as T has digits to
+/// spare. The whole quad of lanes that share a row knows its reference; each lane sums only its own
+/// columns, until `finish`.
+template <class T>
 struct online_softmax {
   static constexpr float infinity = std::numeric_limits<float>::infinity();
 
-  float limit[2] = {-infinity, -infinity}; ///< the largest score that the reference serves
+  float reference[2] = {-infinity, -infinity}; ///< −inf while a row has seen nothing
   float sum[2] = {0, 0};
 
-  /// Takes in a tile of scores and leaves 2^(unit · s − reference) in their place. Returns whether
-  /// outputs summed so far must be multiplied by `factor`, which is set only then; the same for all
-  /// lanes of a warp.
+  /// Writes the weights 2^(unit · s − reference) of a tile of scores, which are lost. Returns whether
+  /// outputs summed so far must be multiplied by `factor`, which is set only then; the same for a
+  /// whole warp.
   template <int Count>
-  __device__ bool update(float (&s)[Count], float unit, float (&factor)[2]) {
-    const bool raised = __any_sync(~0u, may_exceed_limit(s));
-    if (raised) raise(s, unit, factor);
-    float total[2][2] = {{sum[0], 0.0f}, {sum[1], 0.0f}};
-    const float shift[2] = {reference(0, unit), reference(1, unit)};
-#pragma unroll
-    for (int i = 0; i < Count; ++i) {
-      const int r = fragment_layout::row(i);
-      s[i] = ptx::exp2(s[i] * unit - shift[r]);
-      total[r][(i >> 2) & 1] += s[i];
+  __device__ bool update(float (&s)[Count], float unit,
+                         std::uint32_t (&weights)[Count / 2], float (&factor)[2]) {
+    if (fresh_) {
+      asm volatile("" : "+f"(unit)); // keeps what follows apart from the same below
+      compare(s, unit);
+    } else {
+      compare(s, unit);
+      float total[2] = {sum[0], sum[1]};
+      const std::uint32_t bits = weigh(s, weights, total);
+      if (!__any_sync(~0u, (bits & 0x40004000) != 0)) {
+        sum[0] = total[0];
+        sum[1] = total[1];
+        return false;
+      }
     }
-    sum[0] = total[0][0] + total[0][1];
-    sum[1] = total[1][0] + total[1][1];
-    return raised;
+    raise(s, factor);
+    weigh(s, weights, sum);
+    return true;
   }
 
   /// Adds up the quad's shares and returns row r's state over natural scores.
-  __device__ softmax_state<float> finish(int r, float unit) const {
+  __device__ softmax_state<float> finish(int r) const {
     float total = sum[r];
     total += __shfl_xor_sync(~0u, total, 1);
     total += __shfl_xor_sync(~0u, total, 2);
-    return total > 0 ? softmax_state<float>{reference(r, unit) * (1.0f / log2_e), total}
+    return total > 0 ? softmax_state<float>{reference[r] * (1.0f / log2_e), total}
                      : softmax_state<float>{};
   }
 
 private:
-  static constexpr float slack = 8;
+  bool fresh_ = true; ///< a row of the warp has no reference yet
 
-  /// While a row has seen nothing, 0 stands in for its maximum: −inf − −inf would be NaN.
-  __device__ float reference(int r, float unit) const {
-    return limit[r] == -infinity ? 0.0f : fmaf(limit[r], unit, -slack);
+  /// Scores in powers of two over the references.
+  template <int Count>
+  __device__ void compare(float (&s)[Count], float unit) const {
+    const float shift[2] = {finite_reference(0), finite_reference(1)};
+#pragma unroll
+    for (int i = 0; i < Count; ++i) s[i] = s[i] * unit - shift[fragment_layout::row(i)];
   }
 
-  /// The bits of floats compare like integers if one of the two is positive, and integers have a
-  /// maximum of three. A limit that is not positive counts as exceeded.
+  /// The weights 2^t, added to the rows' sums; returns all bits that they have.
   template <int Count>
-  __device__ bool may_exceed_limit(const float (&s)[Count]) const {
-    const int bits[2] = {__float_as_int(limit[0]), __float_as_int(limit[1])};
-    // Two chains a row: one alone would wait for each of its operations.
-    int top[2][2] = {{bits[0], bits[0]}, {bits[1], bits[1]}};
+  static __device__ std::uint32_t weigh(const float (&t)[Count],
+                                        std::uint32_t (&weights)[Count / 2], float (&total)[2]) {
+    float second[2] = {0, 0}; // one chain a row would wait for each of its additions
+    std::uint32_t bits = 0;
 #pragma unroll
     for (int i = 0; i < Count; i += 2) {
-      int& chain = top[fragment_layout::row(i)][(i >> 2) & 1];
-      chain = __vimax3_s32(chain, __float_as_int(s[i]), __float_as_int(s[i + 1]));
+      float& chain = ((i >> 2) & 1) == 0 ? total[fragment_layout::row(i)]
+                                         : second[fragment_layout::row(i)];
+      const float weight[2] = {ptx::exp2(t[i]), ptx::exp2(t[i + 1])};
+      chain += weight[0];
+      chain += weight[1];
+      weights[i / 2] = ptx::pack<T>(weight[0], weight[1]);
+      bits |= weights[i / 2];
     }
-    const int risen =
-        (max(top[0][0], top[0][1]) ^ bits[0]) | (max(top[1][0], top[1][1]) ^ bits[1]);
-    return (risen | ((bits[0] | bits[1]) & std::numeric_limits<int>::min())) != 0;
+    total[0] += second[0];
+    total[1] += second[1];
+    return bits;
   }
 
-  /// Gives rows whose scores exceed the limit a new reference, their maximum.
+  /// How far above the maximum a reference is put: a half would lose small weights.
+  static constexpr float headroom = std::is_same_v<T, bfloat16> ? 7 : 0;
+
+  /// While a row has seen nothing, 0 stands in: −inf − −inf would be NaN.
+  __device__ float finite_reference(int r) const {
+    return reference[r] == -infinity ? 0.0f : reference[r];
+  }
+
+  /// Moves references up with the rows' maxima; `t` are scores over the references.
   template <int Count>
-  __device__ void raise(const float (&s)[Count], float unit, float (&factor)[2]) {
+  __device__ void raise(float (&t)[Count], float (&factor)[2]) {
+    float rise[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float top = -infinity;
 #pragma unroll
       for (int i = 0; i < Count; ++i) {
-        if (fragment_layout::row(i) == r) top = fmaxf(top, s[i]);
+        if (fragment_layout::row(i) == r) top = fmaxf(top, t[i]);
       }
       top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
       top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-      const float before = fmaf(limit[r], unit, -slack); // −inf of a row that has seen nothing
-      if (top > limit[r]) limit[r] = top + __fdividef(slack, unit);
-      factor[r] = ptx::exp2(before - reference(r, unit)); // exactly 1 if they are equal
+      const float before = reference[r];
+      const float shift = finite_reference(r);
+      reference[r] = fmaxf(before, shift + (top + headroom));
+      factor[r] = ptx::exp2(before - finite_reference(r)); // exactly 1 if they are equal
       sum[r] *= factor[r];
+      rise[r] = finite_reference(r) - shift;
     }
+    fresh_ = __any_sync(~0u, reference[0] == -infinity || reference[1] == -infinity);
+#pragma unroll
+    for (int i = 0; i < Count; ++i) t[i] -= rise[fragment_layout::row(i)];
   }
 };
 

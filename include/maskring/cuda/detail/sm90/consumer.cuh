@@ -14,17 +14,6 @@
 
 namespace maskring::cuda::detail::sm90 {
 
-/// What a tile's softmax asks of the output summed before it.
-struct rescaling {
-  float factor[2] = {1, 1};
-  bool changed = false;
-
-  template <int Count>
-  __device__ void apply(float (&out)[Count]) const {
-    if (changed) scale_rows(out, factor);
-  }
-};
-
 /// One warpgroup's share of the block: 64 query rows.
 ///
 /// While the tensor cores form the next tile's scores and this tile's product with V, the group
@@ -56,8 +45,7 @@ public:
     float s[score_count];
     weights p[weight_sets];
     float out[P.v_dim / 2] = {};
-    rescaling scales;
-    online_softmax rows;
+    online_softmax<T> rows;
 
     work_item item = next_item();
     if (!item.valid()) return;
@@ -70,12 +58,12 @@ public:
       const item_score score = score_at(args_.score, item.batch, item.head);
       tile_note note = smem_.notes[k_cursor_.stage()];
       release_scored(note);
-      exponentiate(s, item, score, note, rows, scales);
+      float factor[2]; // there is no output yet
+      exponentiate(s, item, score, note, rows, p[0], factor);
       finish_copy();
-      pack(s, p[0]);
       if (!note.last()) wait_keys();
       while (!note.last()) {
-        note = step(s, p[0], p[weight_sets - 1], out, item, score, rows, scales);
+        note = step(s, p[0], p[weight_sets - 1], out, item, score, rows);
         if constexpr (weight_sets == 2) {
           if (note.last()) {
 #pragma unroll
@@ -83,14 +71,13 @@ public:
             ptx::pin(p[0]); // here, not between the products that follow
             break;
           }
-          note = step(s, p[1], p[0], out, item, score, rows, scales);
+          note = step(s, p[1], p[0], out, item, score, rows);
         }
       }
       q_cursor_.advance();
 
       const work_item next = next_item();
       if (!next.valid()) break;
-      if constexpr (P.rescale_early) scales.apply(out);
       await_turn();
       wait_values();
       multiply_values(p[0], out);
@@ -107,7 +94,6 @@ public:
       item = next;
       ptx::wgmma_wait<0>(s);
     }
-    if constexpr (P.rescale_early) scales.apply(out);
     wait_values();
     multiply_values(p[0], out);
     ptx::wgmma_wait<0>(out, p[0]);
@@ -121,38 +107,31 @@ private:
   /// with V; the keys are there.
   __device__ tile_note step(float (&s)[score_count], weights& p, weights& next,
                             float (&out)[P.v_dim / 2], const work_item& item,
-                            const item_score& score, online_softmax& rows, rescaling& scales) {
+                            const item_score& score, online_softmax<T>& rows) {
     await_turn();
     multiply_keys(s);
-    if constexpr (P.rescale_early) scales.apply(out);
     wait_values();
     multiply_values(p, out);
     give_turn();
+    // Asked here, where the answers may take their time.
     const tile_note note = smem_.notes[k_cursor_.stage()];
-    // Asked here, where the answer may take its time.
     const bool arrived = next_keys_arrived();
-    ptx::wgmma_wait<1>(s);
+    if constexpr (weight_sets == 1) {
+      ptx::wgmma_wait<0>(s, out, p);
+      release(smem_.v_slots[v_cursor().stage()]);
+    } else {
+      ptx::wgmma_wait<1>(s);
+    }
     release_scored(note);
-    exponentiate(s, item, score, note, rows, scales);
-    if constexpr (weight_sets == 2) pack(s, next);
-    // The assembler moves a wait for wgmma up through arithmetic, which would put the softmax
-    // behind the product that it is to overlap. It does not move it past a branch that needs all
-    // results.
-    if (!(arrived && finished(next, rows)) && !note.last()) wait_keys();
-    ptx::wgmma_wait<0>(out, p);
-    release(smem_.v_slots[ring_cursor<P.stages>{k_cursor_.index - 2}.stage()]);
-    if constexpr (weight_sets == 1) pack(s, next);
-    if constexpr (!P.rescale_early) scales.apply(out);
+    float factor[2];
+    const bool raised = exponentiate(s, item, score, note, rows, next, factor);
+    if (!arrived && !note.last()) wait_keys();
+    if constexpr (weight_sets == 2) {
+      ptx::wgmma_wait<0>(out, p);
+      release(smem_.v_slots[ring_cursor<P.stages>{k_cursor_.index - 2}.stage()]);
+    }
+    if (raised) scale_rows(out, factor);
     return note;
-  }
-
-  /// True; what is computed before is needed for it.
-  __device__ static bool finished(const weights& next, const online_softmax& rows) {
-    if constexpr (weight_sets == 1) return rows.sum[0] + rows.sum[1] >= 0;
-    std::uint32_t bits = 0;
-#pragma unroll
-    for (int i = 0; i < P.tile.kv / 4; ++i) bits |= next[i];
-    return (bits & 0x80008000) == 0; // weights are not negative
   }
 
   __device__ bool next_keys_arrived() {
@@ -161,11 +140,10 @@ private:
   }
 
   __device__ void store(const work_item& item, float (&out)[P.v_dim / 2],
-                        const online_softmax& rows) {
+                        const online_softmax<T>& rows) {
     const int q = item.q_tile * P.tile.q + row_;
     int column = fragment_layout::first_column(lane_);
-    // What follows from it would else be known ahead, in registers that the loop over tiles needs.
-    asm volatile("" : "+r"(column));
+    keep_from_hoisting(column);
     finish_rows(args_, item, q, column, out, rows);
     if constexpr (Arguments::copies_out) {
       copy_out(item, out);
@@ -174,13 +152,19 @@ private:
     }
   }
 
+  /// What follows from `value` is computed behind this point, not ahead in registers that the loop
+  /// over tiles needs.
+  static __device__ void keep_from_hoisting(int& value) { asm volatile("" : "+r"(value)); }
+
   /// Results take the place of the item's queries, and the copy engine takes them from there.
   __device__ void copy_out(const work_item& item, const float (&out)[P.v_dim / 2]) {
     constexpr operand_layout layout = output_layout(P);
     std::byte* tile = smem_.q[finished_queries().stage()];
     ptx::barrier_sync(group_barrier(), 128); // all have their last scores: queries are used up
+    int lane = lane_;
+    keep_from_hoisting(lane);
     stage_rows<typename Arguments::output_type, layout>(
-        tile, row_ - fragment_layout::first_row(lane_), out);
+        tile, row_ - fragment_layout::first_row(lane), lane, out);
     ::cuda::ptx::fence_proxy_async(::cuda::ptx::space_shared);
     ptx::barrier_sync(group_barrier(), 128);
     if (copying_warp() && lane_ == 0) {
@@ -225,9 +209,10 @@ private:
     }
   }
 
-  __device__ void exponentiate(float (&s)[score_count], const work_item& item,
-                               const item_score& score, tile_note note, online_softmax& rows,
-                               rescaling& scales) {
+  /// Weights of a tile's scores; see online_softmax::update.
+  __device__ bool exponentiate(float (&s)[score_count], const work_item& item,
+                               const item_score& score, tile_note note,
+                               online_softmax<T>& rows, weights& p, float (&factor)[2]) {
     const score_origin at{item.batch, item.head, item.q_tile * P.tile.q + row_,
                           note.tile() * P.tile.kv + fragment_layout::first_column(lane_)};
     if constexpr (Arguments::has_score) {
@@ -242,7 +227,7 @@ private:
       kept.apply(s);
     }
     const float unit = Arguments::has_score ? log2_e : args_.scale * log2_e;
-    scales.changed = rows.update(s, unit, scales.factor);
+    return rows.update(s, unit, p, factor);
   }
 
   /// S = Q Kᵀ, asynchronously.
@@ -278,11 +263,6 @@ private:
                                                     ptx::advance(values, v.row_step(step)), 1);
     }
     ptx::wgmma_commit();
-  }
-
-  static __device__ void pack(const float (&s)[score_count], weights& p) {
-#pragma unroll
-    for (int i = 0; i < P.tile.kv / 4; ++i) p[i] = ptx::pack<T>(s[2 * i], s[2 * i + 1]);
   }
 
   // Turns go round the groups: barrier 1 + g holds group g back until the group before it arrives.

@@ -66,14 +66,14 @@ struct row_shares {
 /// stores lse; its columns begin at `column`.
 template <class Arguments>
 __device__ void finish_rows(const Arguments& args, const work_item& item, int q, int column,
-                            float (&out)[Arguments::policy.v_dim / 2], const online_softmax& rows) {
+                            float (&out)[Arguments::policy.v_dim / 2],
+                            const online_softmax<typename Arguments::input_type>& rows) {
   constexpr forward_policy P = Arguments::policy;
   const int v_dim = static_cast<int>(args.out.extents[3]);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = q + 8 * r;
-    const row_shares shares{args, item, row,
-                            rows.finish(r, Arguments::has_score ? log2_e : args.scale * log2_e)};
+    const row_shares shares{args, item, row, rows.finish(r)};
     const bool stored = row < args.q_len;
     if (stored && column == 0 && args.lse.data != nullptr) {
       args.lse(item.batch, item.head, row) = shares.lse;
@@ -136,8 +136,7 @@ __device__ void store_rows(const Arguments& args, const work_item& item, int q, 
 
 /// Writes a warp's 16 finished rows, from row `first` of the tile on, to shared memory as T.
 template <class T, operand_layout Layout, int Count>
-__device__ void stage_rows(std::byte* tile, int first, const float (&out)[Count]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+__device__ void stage_rows(std::byte* tile, int first, int lane, const float (&out)[Count]) {
   const auto shared = static_cast<std::uint32_t>(__cvta_generic_to_shared(tile));
   const int row = first + lane % 16; // matrices 0 and 1 hold rows 0 … 7 and 8 … 15 of 8 columns
 #pragma unroll
