@@ -17,26 +17,106 @@ inline constexpr float log2_e = 1.44269504088896340736f;
 
 /// core/softmax.hpp's state for a thread's two rows, in powers of two: a score s counts as
 /// 2^(unit · s), `unit` being log2(e) times the scale not yet multiplied in (which must be positive).
-/// Weights leave rounded to T, in pairs.
 ///
-/// Any reference near a row's maximum serves in its place, so it stays until a weight reaches 2
-/// (the idea: FlashAttention-4, 2026), which is one bit of the rounded weights: no maximum need be
-/// known before the exponentials. References stand above the maximum by as much as T has digits to
-/// spare. The whole quad of lanes that share a row knows its reference; each lane sums only its own
+/// A row's maximum is known to the whole quad of lanes that share it; each lane sums only its own
 /// columns, until `finish`.
-template <class T>
 struct online_softmax {
+  static constexpr float infinity = std::numeric_limits<float>::infinity();
+
+  float maximum[2] = {-infinity, -infinity};
+  float sum[2] = {0, 0};
+
+  /// Takes in a tile of scores, leaves 2^(unit · (s − maximum)) in their place, and returns the
+  /// factors by which outputs summed over the old maximum must be multiplied.
+  ///
+  /// `Lazy` leaves the maximum where it is until a row's scores exceed it by 2^8, since any reference
+  /// near the maximum serves: most tiles then need no rescaling. Returns whether a factor of the warp
+  /// may differ from 1. Method: FlashAttention-4, 2026.
+  template <bool Lazy = false, int Count>
+  __device__ bool update(float (&s)[Count], float unit, float (&factor)[2]) {
+    float largest[2] = {maximum[0], maximum[1]};
+    take_largest(s, largest);
+    float shift[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float top = fmaxf(largest[r], __shfl_xor_sync(~0u, largest[r], 1));
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+      if (Lazy && (top - maximum[r]) * unit <= 8.0f) top = maximum[r];
+      // While a row has seen nothing, 0 stands in for its maximum: −inf − −inf would be NaN.
+      const float reference = top == -infinity ? 0.0f : top;
+      shift[r] = reference * unit;
+      factor[r] = ptx::exp2((maximum[r] - reference) * unit);  // exactly 1 if they are equal
+      maximum[r] = top;
+    }
+    const bool changed = !Lazy || __any_sync(~0u, factor[0] != 1 || factor[1] != 1);
+    float total[2][2] = {{sum[0] * factor[0], 0.0f}, {sum[1] * factor[1], 0.0f}};
+#pragma unroll
+    for (int i = 0; i < Count; ++i) {
+      const int r = fragment_layout::row(i);
+      s[i] = ptx::exp2(s[i] * unit - shift[r]);
+      total[r][(i >> 2) & 1] += s[i];
+    }
+    sum[0] = total[0][0] + total[0][1];
+    sum[1] = total[1][0] + total[1][1];
+    return changed;
+  }
+
+  /// Adds up the quad's shares and returns row r's state over natural scores scale · s.
+  __device__ softmax_state<float> finish(int r, float scale) const {
+    float total = sum[r];
+    total += __shfl_xor_sync(~0u, total, 1);
+    total += __shfl_xor_sync(~0u, total, 2);
+    return total > 0 ? softmax_state<float>{maximum[r] * scale, total} : softmax_state<float>{};
+  }
+
+private:
+  /// Raises each row's `largest` to its largest score.
+  ///
+  /// The bits of floats compare like integers as soon as one of the two is positive, and integers have
+  /// a maximum of three; a warp with a row that is all negative so far compares floats.
+  template <int Count>
+  static __device__ void take_largest(const float (&s)[Count], float (&largest)[2]) {
+    // Two chains a row: one alone would wait for each of its operations.
+    int bits[2][2];
+    for (int r = 0; r < 2; ++r) bits[r][0] = bits[r][1] = __float_as_int(largest[r]);
+#pragma unroll
+    for (int i = 0; i < Count; i += 2) {
+      int& chain = bits[fragment_layout::row(i)][(i >> 2) & 1];
+      chain = __vimax3_s32(chain, __float_as_int(s[i]), __float_as_int(s[i + 1]));
+    }
+    const int top[2] = {max(bits[0][0], bits[0][1]), max(bits[1][0], bits[1][1])};
+    if (__any_sync(~0u, (top[0] | top[1]) < 0)) {
+#pragma unroll
+      for (int i = 0; i < Count; ++i) {
+        float& row = largest[fragment_layout::row(i)];
+        row = fmaxf(row, s[i]);
+      }
+    } else {
+      largest[0] = __int_as_float(top[0]);
+      largest[1] = __int_as_float(top[1]);
+    }
+  }
+};
+
+/// The same, asking for a maximum only where one is missed.
+///
+/// Any reference near a row's maximum serves in its place, so it may stay until a weight reaches 2,
+/// which is one bit of the rounded weights: exponentials need not wait for a tile's maximum, and
+/// seldom need it. References stand above the maximum by as much as T has digits to spare. Weights
+/// leave rounded to T, in pairs.
+template <class T>
+struct optimistic_softmax {
   static constexpr float infinity = std::numeric_limits<float>::infinity();
 
   float reference[2] = {-infinity, -infinity}; ///< −inf while a row has seen nothing
   float sum[2] = {0, 0};
 
-  /// Writes the weights 2^(unit · s − reference) of a tile of scores, which are lost. Returns whether
-  /// outputs summed so far must be multiplied by `factor`, which is set only then; the same for a
-  /// whole warp.
+  /// Writes the weights 2^(unit · s − reference) of a tile of scores, which are lost. Returns
+  /// whether outputs summed so far must be multiplied by `factor`, which is set only then; the same
+  /// for a whole warp.
   template <int Count>
-  __device__ bool update(float (&s)[Count], float unit,
-                         std::uint32_t (&weights)[Count / 2], float (&factor)[2]) {
+  __device__ bool update(float (&s)[Count], float unit, std::uint32_t (&weights)[Count / 2],
+                         float (&factor)[2]) {
     if (fresh_) {
       asm volatile("" : "+f"(unit)); // keeps what follows apart from the same below
       compare(s, unit);
@@ -83,11 +163,10 @@ private:
     std::uint32_t bits = 0;
 #pragma unroll
     for (int i = 0; i < Count; i += 2) {
-      float& chain = ((i >> 2) & 1) == 0 ? total[fragment_layout::row(i)]
-                                         : second[fragment_layout::row(i)];
+      float(&chain)[2] = (i >> 2 & 1) == 0 ? total : second;
       const float weight[2] = {ptx::exp2(t[i]), ptx::exp2(t[i + 1])};
-      chain += weight[0];
-      chain += weight[1];
+      chain[fragment_layout::row(i)] += weight[0];
+      chain[fragment_layout::row(i)] += weight[1];
       weights[i / 2] = ptx::pack<T>(weight[0], weight[1]);
       bits |= weights[i / 2];
     }
@@ -110,11 +189,12 @@ private:
     float rise[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float top = -infinity;
+      float tops[2] = {-infinity, -infinity}; // one chain would wait for each operation
 #pragma unroll
-      for (int i = 0; i < Count; ++i) {
-        if (fragment_layout::row(i) == r) top = fmaxf(top, t[i]);
+      for (int i = 2 * r; i < Count; i += 4) {
+        tops[(i >> 2) & 1] = fmaxf(tops[(i >> 2) & 1], fmaxf(t[i], t[i + 1]));
       }
+      float top = fmaxf(tops[0], tops[1]);
       top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
       top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
       const float before = reference[r];

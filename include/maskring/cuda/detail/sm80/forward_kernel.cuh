@@ -140,7 +140,14 @@ private:
         apply_mask(scores[m], args_.mask, origin, args_.q_len, args_.kv_len);
       }
       float factor[2];
-      if (rows_[m].update(scores[m], unit, reinterpret_cast<std::uint32_t (&)[P.tile.kv / 4]>(weights[m]), factor)) scale_rows(out_[m], factor);
+      if (rows_[m].template update<true>(scores[m], unit, factor)) scale_rows(out_[m], factor);
+#pragma unroll
+      for (int i = 0; i < P.tile.kv / 16; ++i) {
+#pragma unroll
+        for (int w = 0; w < 4; ++w) {
+          weights[m][i][w] = ptx::pack<T>(scores[m][8 * i + 2 * w], scores[m][8 * i + 2 * w + 1]);
+        }
+      }
     }
     multiply_weights_by_values(weights);
     if constexpr (P.stages == 2) {
@@ -188,11 +195,12 @@ private:
   }
 
   __device__ void finish() const {
+    const float scale = Arguments::has_score ? 1.0f : args_.scale;
 #pragma unroll
     for (int m = 0; m < parts; ++m) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        store_result<T>(args_.target, batch_, head_, row_of(m) + 8 * r, rows_[m].finish(r),
+        store_result<T>(args_.target, batch_, head_, row_of(m) + 8 * r, rows_[m].finish(r, scale),
                      out_[m], r);
       }
     }
@@ -216,7 +224,7 @@ private:
   block_reader<k_layout, true> k_reader_;
   block_reader<v_layout, false> v_reader_;
   int stage_ = 0;
-  online_softmax<T> rows_[parts];
+  online_softmax rows_[parts];
   float out_[parts][P.v_dim / 2] = {};
 };
 

@@ -16,16 +16,16 @@ namespace maskring::cuda::detail::sm90 {
 
 /// One warpgroup's share of the block: 64 query rows.
 ///
-/// While the tensor cores form the next tile's scores and this tile's product with V, the group
-/// exponentiates; with ping-pong the other groups' products fill what that leaves.
+/// It has the next tile's scores and this tile's product with V formed together, and exponentiates
+/// once it has the scores, or both. With ping-pong the other groups' products fill what that
+/// leaves.
 template <class Arguments>
 class consumer {
   static constexpr forward_policy P = Arguments::policy;
   static constexpr int score_count = P.tile.kv / 2;
   using weights = std::uint32_t[P.tile.kv / 4]; ///< rounded, in pairs
-  /// With two, a tile's weights need not wait for the product of those before; three groups have
-  /// no registers for it.
-  static constexpr int weight_sets = P.consumers() < 3 ? 2 : 1;
+  /// With two, a tile's weights need not wait for the product of those before.
+  static constexpr int weight_sets = P.overlap ? 2 : 1;
   using T = typename Arguments::input_type;
   using storage = forward_storage<P>;
   using item_score = decltype(score_at(std::declval<const Arguments&>().score, 0, 0));
@@ -36,8 +36,7 @@ public:
         smem_{smem},
         group_{group},
         lane_{static_cast<int>(threadIdx.x) % 32},
-        row_{group * 64 + static_cast<int>(threadIdx.x) / 32 % 4 * 16 +
-             fragment_layout::first_row(lane_)} {}
+        strip_{4 * group + __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32 % 4, 0)} {}
 
   /// All items of the block, as one stream of tiles: an item's last product with V and its way to
   /// memory overlap with the next item's first scores.
@@ -45,7 +44,7 @@ public:
     float s[score_count];
     weights p[weight_sets];
     float out[P.v_dim / 2] = {};
-    online_softmax<T> rows;
+    optimistic_softmax<T> rows;
 
     work_item item = next_item();
     if (!item.valid()) return;
@@ -107,7 +106,7 @@ private:
   /// with V; the keys are there.
   __device__ tile_note step(float (&s)[score_count], weights& p, weights& next,
                             float (&out)[P.v_dim / 2], const work_item& item,
-                            const item_score& score, online_softmax<T>& rows) {
+                            const item_score& score, optimistic_softmax<T>& rows) {
     await_turn();
     multiply_keys(s);
     wait_values();
@@ -140,10 +139,10 @@ private:
   }
 
   __device__ void store(const work_item& item, float (&out)[P.v_dim / 2],
-                        const online_softmax<T>& rows) {
-    const int q = item.q_tile * P.tile.q + row_;
-    int column = fragment_layout::first_column(lane_);
-    keep_from_hoisting(column);
+                        const optimistic_softmax<T>& rows) {
+    const int lane = lane_here();
+    const int q = first_query(item, lane);
+    const int column = fragment_layout::first_column(lane);
     finish_rows(args_, item, q, column, out, rows);
     if constexpr (Arguments::copies_out) {
       copy_out(item, out);
@@ -152,19 +151,12 @@ private:
     }
   }
 
-  /// What follows from `value` is computed behind this point, not ahead in registers that the loop
-  /// over tiles needs.
-  static __device__ void keep_from_hoisting(int& value) { asm volatile("" : "+r"(value)); }
-
   /// Results take the place of the item's queries, and the copy engine takes them from there.
   __device__ void copy_out(const work_item& item, const float (&out)[P.v_dim / 2]) {
     constexpr operand_layout layout = output_layout(P);
     std::byte* tile = smem_.q[finished_queries().stage()];
     ptx::barrier_sync(group_barrier(), 128); // all have their last scores: queries are used up
-    int lane = lane_;
-    keep_from_hoisting(lane);
-    stage_rows<typename Arguments::output_type, layout>(
-        tile, row_ - fragment_layout::first_row(lane), lane, out);
+    stage_rows<typename Arguments::output_type, layout>(tile, 16 * strip_, lane_here(), out);
     ::cuda::ptx::fence_proxy_async(::cuda::ptx::space_shared);
     ptx::barrier_sync(group_barrier(), 128);
     if (copying_warp() && lane_ == 0) {
@@ -189,9 +181,7 @@ private:
   }
 
   /// The warp that stands for its group with the copy engine.
-  __device__ bool copying_warp() const {
-    return Arguments::copies_out && threadIdx.x / 32 % 4 == 0;
-  }
+  __device__ bool copying_warp() const { return Arguments::copies_out && strip_ % 4 == 0; }
   /// Where the queries of the item before the one at hand are.
   __device__ ring_cursor<P.query_stages> finished_queries() const { return {q_cursor_.index - 1}; }
   // Turns have the barriers before.
@@ -202,24 +192,27 @@ private:
     for (;;) {
       const work_item item = smem_.take_work(work_round_++);
       if (!item.valid() || !item.sees_nothing()) return item;
-      store_unseen_rows(args_, item, item.q_tile * P.tile.q + row_,
+      store_unseen_rows(args_, item, first_query(item, lane_),
                         fragment_layout::first_column(lane_));
     }
   }
 
-  /// Weights of a tile's scores; see online_softmax::update.
+  /// Weights of a tile's scores; see optimistic_softmax::update.
   __device__ bool exponentiate(float (&s)[score_count], const work_item& item,
-                               const item_score& score, tile_note note,
-                               online_softmax<T>& rows, weights& p, float (&factor)[2]) {
-    const score_origin at{item.batch, item.head, item.q_tile * P.tile.q + row_,
-                          note.tile() * P.tile.kv + fragment_layout::first_column(lane_)};
+                               const item_score& score, tile_note note, optimistic_softmax<T>& rows,
+                               weights& p, float (&factor)[2]) {
+    const auto origin = [&] {
+      const int lane = lane_here();
+      return score_origin{item.batch, item.head, first_query(item, lane),
+                          note.tile() * P.tile.kv + fragment_layout::first_column(lane)};
+    };
     if constexpr (Arguments::has_score) {
-      apply_score<score_number<T>>(s, score, args_.scale, at, args_.q_len, args_.kv_len);
+      apply_score<score_number<T>>(s, score, args_.scale, origin(), args_.q_len, args_.kv_len);
     }
     if (note.partial()) {
       slot_barriers& slot = smem_.verdict_slots[verdict_cursor_.stage()];
       slot.wait_full(verdict_cursor_.round());
-      const kept_scores<P> kept{args_, smem_.verdicts[verdict_cursor_.stage()], row_ / 16, at};
+      const kept_scores<P> kept{args_, smem_.verdicts[verdict_cursor_.stage()], strip_, origin()};
       release(slot);
       verdict_cursor_.advance();
       kept.apply(s);
@@ -263,6 +256,18 @@ private:
     ptx::wgmma_commit();
   }
 
+  /// This thread's lane, unknown until here: what follows from it is then not computed ahead, in
+  /// registers that the loop over tiles needs.
+  __device__ int lane_here() const {
+    int lane = lane_;
+    asm volatile("" : "+r"(lane));
+    return lane;
+  }
+  /// The first of the two rows of a lane.
+  __device__ int first_query(const work_item& item, int lane) const {
+    return item.q_tile * P.tile.q + 16 * strip_ + fragment_layout::first_row(lane);
+  }
+
   // Turns go round the groups: barrier 1 + g holds group g back until the group before it arrives.
   __device__ void await_turn() {
     if constexpr (P.ping_pong) ptx::barrier_sync(1 + group_, 256);
@@ -291,7 +296,8 @@ private:
 
   const Arguments& args_;
   storage& smem_;
-  int group_, lane_, row_;
+  int group_, lane_;
+  int strip_; ///< of 16 rows of the tile, this warp's
   std::uint32_t work_round_ = 0;
   ring_cursor<P.query_stages> q_cursor_;
   ring_cursor<P.stages> k_cursor_, verdict_cursor_;

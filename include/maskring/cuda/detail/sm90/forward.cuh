@@ -33,7 +33,6 @@ __global__ void __launch_bounds__(Arguments::policy.threads(), 1)
   constexpr forward_policy P = Arguments::policy;
   extern __shared__ __align__(1024) std::byte memory[];
   auto& smem = *reinterpret_cast<forward_storage<P>*>(memory);
-  // The same for all lanes, as the compiler cannot know otherwise.
   const auto warp = [] { return __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0); };
 
   if (threadIdx.x == 0) {
@@ -62,13 +61,13 @@ __global__ void __launch_bounds__(Arguments::policy.threads(), 1)
 template <class Mask>
 constexpr forward_policy preferred_policy(int qk_dim, int v_dim) {
   const int dim = qk_dim > v_dim ? qk_dim : v_dim;
-  //                         qk   v    tile         stages, turns
-  if (dim <= 64) return {64, 64, {192, 128}, 2, 2, true};
-  if (dim <= 96) return {96, 96, {128, 192}, 2, 2, true};
-  if (dim <= 128) return {128, 128, {128, 128}, 2, 2, true};
-  if (dim <= 192 && v_dim <= 128) return {192, 128, {128, 128}, 2, 1, false};
-  if (dim <= 192) return {192, 192, {128, 112}, 2, 1, false};
-  if (dim <= 256) return {256, 256, {128, 64}, 2, 1, false};
+  //                         qk   v    tile         stages, turns, overlap
+  if (dim <= 64) return {64, 64, {192, 128}, 4, 2, true, false};
+  if (dim <= 96) return {96, 96, {128, 192}, 2, 2, true, false};
+  if (dim <= 128) return {128, 128, {128, 128}, 2, 2, true, true};
+  if (dim <= 192 && v_dim <= 128) return {192, 128, {128, 128}, 2, 1, false, true};
+  if (dim <= 192) return {192, 192, {128, 96}, 2, 1, false, true};
+  if (dim <= 256) return {256, 256, {128, 64}, 2, 1, false, false};
   return {0, 0};
 }
 

@@ -15,6 +15,8 @@ struct forward_policy {
   int stages = 2;              ///< tiles of keys, and of values, in flight
   int query_stages = 1;        ///< query tiles: with 2 the next item's queries arrive early
   bool ping_pong = true;       ///< consumers take turns: one multiplies while another exponentiates
+  bool overlap = true;         ///< they also exponentiate beside their own products with V, which
+                               ///< takes registers for weights of two tiles
 
   constexpr int consumers() const { return tile.q / 64; }
   constexpr int threads() const { return 128 * (consumers() + 1); }
