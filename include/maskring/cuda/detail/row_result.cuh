@@ -32,28 +32,86 @@ struct row_shares {
   }
 };
 
-/// Stores row `q`, of which the lanes of a quad hold the sums: entries 2r, 2r + 1 of each group of
-/// four, laid out as fragment_layout says. Called by whole warps.
-template <class T, int Count>
-__device__ inline void store_result(const row_target& target, int b, int h, int q,
-                                    softmax_state<float> state, const float (&sums)[Count], int r) {
-  const row_shares shares{target, state, b, h, q};
-  const int lane = static_cast<int>(threadIdx.x) % 4;
-  if (q < target.out.length && lane == 0 && target.lse.data != nullptr) {
-    target.lse(b, h, q) = shares.lse;
-  }
-  const float* before = shares.carried != 0 ? &target.previous.out(b, h, q, 0) : nullptr;
+/// Eight rows of a warp's results on their way out, in shared memory: a loop can walk through memory,
+/// not through registers, and code that runs once a block costs its fetching.
+template <int Columns>
+class staged_rows {
+  static constexpr int chunks = Columns / 8;
+  static_assert(chunks % 4 == 0);
+
+public:
+  __device__ explicit staged_rows(float* memory) : memory_{memory} {}
+
+  /// Takes entries 2r, 2r + 1 of each group of four of a fragment, multiplied by `scale`.
+  __device__ void put(const float (&sums)[Columns / 2], int r, float scale) const {
 #pragma unroll
-  for (int first = 0; first < Count * 2; first += 32) {
-    float value[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int column = first + 8 * (i / 2) + 2 * lane + i % 2;
-      value[i] = sums[first / 2 + 4 * (i / 2) + 2 * r + i % 2] * shares.own;
-      if (before != nullptr && column < target.out.dim) value[i] += shares.carried * before[column];
+    for (int i = 0; i < chunks; ++i) {
+      *reinterpret_cast<float2*>(chunk(lane() / 4, i) + 2 * (lane() % 4)) =
+          make_float2(sums[4 * i + 2 * r] * scale, sums[4 * i + 2 * r + 1] * scale);
     }
-    store_quad<T>(target.out, b, h, q, first, value);
   }
-}
+
+  /// Stores them as rows q … q + 7. `carried` is the share of the carried output in lane / 4's row.
+  template <class T>
+  __device__ void store(const row_target& target, int b, int h, int q, float carried) const {
+    if (!target.out.is_float && target.out.vectors && target.previous.lse.data == nullptr) {
+      store_plain<T>(target.out, b, h, q);
+      return;
+    }
+#pragma unroll 1
+    for (int i = lane(); i < 8 * chunks; i += 32) {
+      const int row = i / chunks, column = i % chunks * 8;
+      const float share = __shfl_sync(~0u, carried, 4 * row);
+      if (q + row >= target.out.length || column >= target.out.dim) continue;
+      float value[8];
+      get(value, i);
+      if (share != 0) {
+        const float* before = &target.previous.out(b, h, q + row, column);
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+          if (column + e < target.out.dim) value[e] += share * before[e];
+        }
+      }
+      store_chunk<T>(target.out, b, h, q + row, column, value);
+    }
+  }
+
+private:
+  /// The usual case: 16-bit elements in whole chunks, nothing carried.
+  template <class T>
+  __device__ void store_plain(const row_store& out, int b, int h, int q) const {
+    const index_t start = b * out.strides[0] + h * out.strides[1] + q * out.strides[2];
+#pragma unroll
+    for (int at = 0; at < 8 * chunks; at += 32) {
+      const int i = at + lane(), row = i / chunks, column = i % chunks * 8;
+      float value[8];
+      get(value, i);
+      std::uint32_t word[4];
+#pragma unroll
+      for (int w = 0; w < 4; ++w) word[w] = ptx::pack<T>(value[2 * w], value[2 * w + 1]);
+      if (q + row < out.length && column < out.dim) {
+        *reinterpret_cast<uint4*>(static_cast<std::uint16_t*>(out.data) + start +
+                                  row * out.strides[2] + column) =
+            make_uint4(word[0], word[1], word[2], word[3]);
+      }
+    }
+  }
+
+  static __device__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
+
+  __device__ void get(float (&value)[8], int i) const {
+    const float4* at = reinterpret_cast<const float4*>(chunk(i / chunks, i % chunks));
+    const float4 low = at[0], high = at[1];
+    value[0] = low.x, value[1] = low.y, value[2] = low.z, value[3] = low.w;
+    value[4] = high.x, value[5] = high.y, value[6] = high.z, value[7] = high.w;
+  }
+
+  /// Chunks of 8 columns are permuted, so that those of one column lie in different banks.
+  __device__ float* chunk(int row, int i) const {
+    return memory_ + row * Columns + (i ^ (row & (chunks % 8 == 0 ? 7 : 3))) * 8;
+  }
+
+  float* memory_;
+};
 
 }  // namespace maskring::cuda::detail

@@ -104,4 +104,39 @@ __device__ inline void store_quad(const row_store& to, int b, int h, int row, in
   }
 }
 
+/// Writes columns first … first + 7 of a row that exists, as far as there are so many.
+template <class T>
+__device__ inline void store_chunk(const row_store& to, int b, int h, int row, int first,
+                                   const float (&value)[8]) {
+  const index_t start = b * to.strides[0] + h * to.strides[1] + row * to.strides[2] + first;
+  if (to.is_float) {
+    float* out = static_cast<float*>(to.data) + start;
+#pragma unroll
+    for (int i = 0; i < 8; i += 4) {
+      if (to.vectors && first + i < to.dim) {
+        *reinterpret_cast<float4*>(out + i) =
+            make_float4(value[i], value[i + 1], value[i + 2], value[i + 3]);
+      }
+    }
+    if (to.vectors) return;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (first + i < to.dim) out[i] = value[i];
+    }
+  } else if constexpr (!std::is_same_v<T, float>) {
+    std::uint32_t word[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) word[i] = ptx::pack<T>(value[2 * i], value[2 * i + 1]);
+    auto* out = static_cast<std::uint16_t*>(to.data) + start;
+    if (to.vectors) {
+      *reinterpret_cast<uint4*>(out) = make_uint4(word[0], word[1], word[2], word[3]);
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (first + i < to.dim) out[i] = static_cast<std::uint16_t>(word[i / 2] >> (16 * (i % 2)));
+    }
+  }
+}
+
 }  // namespace maskring::cuda::detail

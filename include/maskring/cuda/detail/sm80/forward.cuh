@@ -28,6 +28,10 @@ void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
              const block_map_view& map, const Score& score, const problem& p, cudaStream_t stream) {
   using arguments = forward_arguments<P, T, Mask, Score>;
   if (p.q_len == 0) return;
+  // Two thirds of the L2 for keys and values; the rest sees queries and output pass.
+  const work_order order =
+      work_order::make(p, P.tile, device_attribute(cudaDevAttrMultiProcessorCount),
+                       device_attribute(cudaDevAttrL2CacheSize) * index_t{2} / 3);
   const arguments args{in.q,
                        in.k,
                        in.v,
@@ -36,10 +40,9 @@ void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
                        mask,
                        score,
                        p.scale,
-                       static_cast<int>((p.q_len + P.tile.q - 1) / P.tile.q),
+                       order,
                        static_cast<int>((p.kv_len + P.tile.kv - 1) / P.tile.kv),
                        map.tile.kv / P.tile.kv,
-                       static_cast<int>(p.q_heads),
                        static_cast<int>(p.group()),
                        static_cast<int>(p.q_len),
                        static_cast<int>(p.kv_len),
@@ -47,7 +50,7 @@ void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
                        has_vectors(in.k),
                        has_vectors(in.v)};
   launch(&forward_kernel<arguments>, "the launch of sm80::forward_kernel",
-         args.q_tiles * p.q_heads * p.batch, P.threads(), P.bytes(), stream, args);
+         index_t{order.q_tiles} * p.q_heads * p.batch, P.threads(), P.bytes(), stream, args);
 }
 
 }  // namespace maskring::cuda::detail::sm80

@@ -127,8 +127,9 @@ public:
     ptx::load_matrices_transposed(word, address(i, c));
   }
 
-  /// Goes to a tile that lies `bytes` further on.
-  __device__ void move(int bytes) { at_ += bytes; }
+  /// Has addresses computed again from here on: kept from one iteration of a loop to the next they
+  /// would take more registers than there are.
+  __device__ void forget() { asm volatile("" : "+r"(at_)); }
 
 private:
   __device__ std::uint32_t address(int i, int c) const {

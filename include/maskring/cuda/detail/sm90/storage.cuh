@@ -4,6 +4,7 @@
 
 #include <maskring/cuda/detail/ptx/mbarrier.cuh>
 #include <maskring/cuda/detail/sm90/policy.cuh>
+#include <maskring/cuda/detail/work_order.cuh>
 
 #include <cuda/ptx>
 
@@ -11,17 +12,6 @@
 #include <cstdint>
 
 namespace maskring::cuda::detail::sm90 {
-
-/// One query tile of one head, and its part of the block map's list of runs.
-struct work_item {
-  static constexpr int end = -1; ///< as `batch`: no more work
-
-  int batch, head, q_tile;
-  int first_run, last_run; ///< [first_run, last_run)
-
-  __device__ bool valid() const { return batch != end; }
-  __device__ bool sees_nothing() const { return first_run == last_run; }
-};
 
 /// What the producer says of a key tile, next to its data.
 struct tile_note {

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+// Partial tiles, looked at more closely: the descent on verdicts goes on in blocks of 16 queries and
+// 16 keys, and elements are evaluated only in blocks that are partial themselves.
+#pragma once
+
+#include <maskring/cuda/detail/fragment.cuh>
+#include <maskring/mask/concepts.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+namespace maskring::cuda::detail {
+
+/// What the mask keeps of the block of queries [q, q + 16) and keys [kv, kv + 16). Rows and keys
+/// past the end count as hidden. `args` holds the mask and the lengths.
+template <class Arguments>
+__device__ verdict block_verdict(const Arguments& args, int batch, int head, int q, int kv) {
+  if (q >= args.q_len || kv >= args.kv_len) return verdict::none;
+  const verdict inside = verdict_of(args.mask, {.q = {q, min(q + 15, args.q_len - 1)},
+                                                .kv = {kv, min(kv + 15, args.kv_len - 1)},
+                                                .batch = batch,
+                                                .head = head});
+  return inside == verdict::all && kv + 16 > args.kv_len ? verdict::some : inside;
+}
+
+/// Which of a thread's scores of 16 rows and `Columns` keys are kept.
+template <int Columns>
+class kept_scores {
+  static constexpr int blocks = Columns / 16;  // of 8 of the thread's scores each
+  static constexpr int words = (blocks + 3) / 4;
+
+public:
+  /// Evaluates the blocks of `some`, a bit each; those of `all` are kept, others hidden.
+  template <class Arguments>
+  __device__ kept_scores(const Arguments& args, std::uint32_t some, std::uint32_t all,
+                         score_origin at)
+      : all_{all} {
+#pragma unroll
+    for (int w = 0; w < words; ++w) {
+      // Four bits become four bytes of 8 equal bits.
+      kept_[w] = ((all >> 4 * w & 15) * 0x00204081 & 0x01010101) * 0xff;
+    }
+#pragma unroll 1
+    for (std::uint32_t left = some; left != 0; left &= left - 1) {
+      const int block = __ffs(left) - 1;
+      std::uint32_t bits = 0;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const int q = min(at.q + 8 * fragment_layout::row(i), args.q_len - 1);
+        const int kv = at.kv + 16 * block + fragment_layout::column(i);
+        const bool keep =
+            static_cast<bool>(args.mask(at.batch, at.head, q, min(kv, args.kv_len - 1)));
+        bits |= static_cast<std::uint32_t>(keep & (kv < args.kv_len)) << i;
+      }
+#pragma unroll
+      for (int w = 0; w < words; ++w) {
+        kept_[w] |= (block / 4 == w ? bits : 0) << block % 4 * 8;
+      }
+    }
+  }
+
+  /// −inf for the others.
+  template <int Count>
+  __device__ void apply(float (&s)[Count]) const {
+#pragma unroll
+    for (int w = 0; w < words; ++w) {
+      if ((~all_ >> 4 * w & 15) == 0) continue;
+#pragma unroll
+      for (int i = 32 * w; i < std::min(32 * w + 32, Count); ++i) {
+        s[i] = (kept_[w] >> i % 32 & 1) != 0 ? s[i] : -std::numeric_limits<float>::infinity();
+      }
+    }
+  }
+
+private:
+  std::uint32_t all_;          ///< blocks that are all kept
+  std::uint32_t kept_[words];  ///< bit i: score i
+};
+
+}  // namespace maskring::cuda::detail
