@@ -10,6 +10,9 @@
 #include <maskring/cuda/block_map.cuh>
 #include <maskring/cuda/forward.cuh>
 
+#include <optional>
+#include <span>
+
 namespace maskring::cp {
 
 /// Drivers on cuda::on(stream, workspace), with comm::local or comm::nccl.
@@ -84,6 +87,33 @@ struct backend<cuda::executor<Dims>> {
   template <class Mask, class T, class O>
   static tile_shape forward_tile(const executor& exec, const inputs<T>& in, const results<O>& out) {
     return cuda::forward_tile<Mask>(exec, in, out);
+  }
+
+  /// Bytes in device memory, as long as the result lives.
+  static std::shared_ptr<const std::uint8_t> keep(const executor& exec,
+                                                  std::span<const std::uint8_t> bytes) {
+    const auto memory = std::make_shared<comm::detail::device_memory>(bytes.size());
+    cuda::detail::require_cuda(cudaMemcpyAsync(memory->data(), bytes.data(), bytes.size(),
+                                               cudaMemcpyHostToDevice, exec.stream()),
+                               "cudaMemcpyAsync");
+    cuda::detail::require_cuda(cudaStreamSynchronize(exec.stream()), "cudaStreamSynchronize");
+    return {memory, static_cast<const std::uint8_t*>(memory->data())};
+  }
+
+  template <class Mask, class T, class O>
+  static std::optional<tile_shape> step_tile(const executor& exec, const inputs<T>& in,
+                                             const results<O>& out) {
+    return cuda::detail::step_tile<Mask>(exec, in, out);
+  }
+  static constexpr index_t state_width(index_t v_dim) {
+    return cuda::detail::row_states::width(v_dim);
+  }
+  template <class T, class O, class Mask, class Score>
+  static void forward_step(const executor& exec, const inputs<T>& in, const results<O>& out,
+                           const Mask& mask, const block_map_view& map, const Score& score,
+                           const options& opt, const open_tiles& open) {
+    cuda::detail::forward_step(exec, in, out, mask, map, score, opt,
+                               {open.sums, open.maximum, open.total, open.parts});
   }
 
   template <class... Arguments>

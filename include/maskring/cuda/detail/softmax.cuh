@@ -58,11 +58,17 @@ struct online_softmax {
     return changed;
   }
 
-  /// Adds up the quad's shares and returns row r's state over natural scores scale · s.
+  /// The quad's shares of row r's sum, added up.
+  __device__ float total(int r) const {
+    float all = sum[r];
+    all += __shfl_xor_sync(~0u, all, 1);
+    all += __shfl_xor_sync(~0u, all, 2);
+    return all;
+  }
+
+  /// Row r's state over natural scores scale · s.
   __device__ softmax_state<float> finish(int r, float scale) const {
-    float total = sum[r];
-    total += __shfl_xor_sync(~0u, total, 1);
-    total += __shfl_xor_sync(~0u, total, 2);
+    const float total = this->total(r);
     return total > 0 ? softmax_state<float>{maximum[r] * scale, total} : softmax_state<float>{};
   }
 

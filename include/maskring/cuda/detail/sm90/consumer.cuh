@@ -58,6 +58,7 @@ public:
     work_item item = next_item();
     if (!item.valid()) return;
     if (P.ping_pong && group_ == P.consumers() - 1) give_turn();
+    begin(item, out, rows);
     wait_queries();
     wait_keys();
     multiply_keys(s);
@@ -67,6 +68,7 @@ public:
       tile_note note = smem_.notes[k_cursor_.stage()];
       release_keys();
       exponentiate(s, item, score, note, rows, scales);
+      if constexpr (Arguments::carries && !P.rescale_early) scales.apply(out);
       finish_copy();
       pack(s, p);
       prepare(note);
@@ -87,10 +89,8 @@ public:
       ptx::wgmma_wait<1>(out, p);
       release_values();
       store(item, out, rows);
-#pragma unroll
-      for (float& sum : out) sum = 0;
-      rows = {};
       item = next;
+      begin(item, out, rows);
       ptx::wgmma_wait<0>(s);
     }
     if constexpr (P.rescale_early) scales.apply(out);
@@ -138,9 +138,30 @@ private:
     if (!note.last()) ptx::wait(k.full, k_cursor_.round() & 1, v.full, v_cursor_.round() & 1);
   }
 
+  /// An item begins with nothing, or with what earlier calls saw of its rows; while its first scores
+  /// form.
+  __device__ void begin(const work_item& item, float (&out)[P.v_dim / 2],
+                        online_softmax& rows) const {
+    rows = {};
+    if constexpr (Arguments::carries) {
+      if (item.continues()) {
+        load_states(args_, item, item.q_tile * P.tile.q + row_, out, rows);
+        return;
+      }
+    }
+#pragma unroll
+    for (float& sum : out) sum = 0;
+  }
+
   __device__ void store(const work_item& item, float (&out)[P.v_dim / 2],
                         const online_softmax& rows) {
     const int q = item.q_tile * P.tile.q + row_;
+    if constexpr (Arguments::carries) {
+      if (item.stays_open()) {
+        store_states(args_, item, q, out, rows);
+        return;
+      }
+    }
     const int column = fragment_layout::first_column(lane_);
     finish_rows(args_, item, q, column, out, rows);
     if constexpr (Arguments::copies_out) {
@@ -196,8 +217,12 @@ private:
       const work_item item = smem_.work;
       release_after_reads(smem_.work_slot);
       if (!item.valid() || !item.sees_nothing()) return item;
-      store_unseen_rows(args_, item, item.q_tile * P.tile.q + row_,
-                        fragment_layout::first_column(lane_));
+      const int q = item.q_tile * P.tile.q + row_, column = fragment_layout::first_column(lane_);
+      if constexpr (Arguments::carries) {
+        pass_unseen_states(args_, item, q, column);
+      } else {
+        store_unseen_rows(args_, item, q, column);
+      }
     }
   }
 

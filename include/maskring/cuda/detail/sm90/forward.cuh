@@ -101,16 +101,16 @@ bool supported(forward_policy policy, const inputs<T>& in, const results<O>& out
 }
 
 /// out = softmax(score(scale · q kᵀ) where mask) v and its log-sum-exp, continuing from
-/// `in.previous`; queued on `stream`.
+/// `in.previous`; queued on `stream`. If it carries, `states` says which rows begin or end open.
 /// @throws std::runtime_error if CUDA refuses the launch.
-template <forward_policy P, class T, class O, class Mask, class Score>
+template <forward_policy P, bool Carries = false, class T, class O, class Mask, class Score>
 void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
              const block_map_view& map, const Score& score, const problem& p, int* next_work,
-             const int* longest, cudaStream_t stream) {
+             const int* longest, cudaStream_t stream, const row_states& states = {}) {
   static_assert(P.valid(), "maskring: no Hopper forward kernel of this shape");
   static_assert(sizeof(forward_storage<P>) <= 227 * 1024,
                 "maskring: the shape needs more shared memory than a Hopper block has");
-  using arguments = forward_arguments<P, T, O, Mask, Score>;
+  using arguments = forward_arguments<P, T, O, Mask, Score, Carries>;
 
   int device = 0;
   int processors = 0;
@@ -134,7 +134,7 @@ void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
                  // Two thirds of the L2 for keys and values; the rest sees queries and output pass.
                  work_order::make(p, P.tile, processors, l2_bytes * index_t{2} / 3, longest),
                  next_work, mask, score, p.scale, static_cast<int>(p.q_len),
-                 static_cast<int>(p.kv_len), static_cast<int>(p.group())};
+                 static_cast<int>(p.kv_len), static_cast<int>(p.group()), states};
   const int blocks = std::min(processors, args.order.count());
   if (blocks == 0) return;
 

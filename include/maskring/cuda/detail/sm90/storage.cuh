@@ -18,9 +18,13 @@ struct work_item {
 
   int batch, head, q_tile;
   int first_run, last_run; ///< [first_run, last_run)
+  int part = 0;            ///< bits of tile_part
 
   __device__ bool valid() const { return batch != end; }
   __device__ bool sees_nothing() const { return first_run == last_run; }
+  __device__ bool continues() const { return (part & tile_part::continues) != 0; }
+  __device__ bool stays_open() const { return (part & tile_part::stays_open) != 0; }
+  __device__ bool idle() const { return (part & tile_part::idle) != 0; }
 };
 
 /// What the producer says of a key tile, next to its data.
