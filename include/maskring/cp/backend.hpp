@@ -45,6 +45,9 @@ struct open_tiles {
 ///   `step_tile<Mask>(exec, inputs, results)`, the tile of such calls or nothing where they cannot be
 ///   had; `forward_step(…)`, as forward(), with open_tiles after the options; `state_width(v_dim)`,
 ///   how long their rows of sums are; `keep(exec, bytes)`, memory for the parts of tiles
+/// - optionally, for backward calls that add up dq among themselves: `adds_up_dq<T>`, whether there
+///   are any for inputs of T; `backward_step(exec, saved, upstream, dq, gradients (dk, dv, dsink), mask, block_map_view, score,
+///   options, adds, first, last)`, all over the same queries; the last one writes dq and dsink
 /// - `backward_with_new_keys(…)`: as backward(), but it adds to dq and dsink and writes dk and dv,
 ///   all floats
 ///
@@ -83,6 +86,15 @@ template <class Exec>
 concept stepping_backend = requires(const Exec& exec, std::span<const std::uint8_t> parts) {
   backend<Exec>::keep(exec, parts);
 };
+
+template <class Exec, class T>
+inline constexpr bool adds_up_dq = [] {
+  if constexpr (requires { backend<Exec>::template adds_up_dq<T>; }) {
+    return backend<Exec>::template adds_up_dq<T>;
+  } else {
+    return false;
+  }
+}();
 
 template <attention_backend Exec>
 using queue_of = decltype(backend<Exec>::queue(std::declval<const Exec&>()));

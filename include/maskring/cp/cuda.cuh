@@ -124,6 +124,15 @@ struct backend<cuda::executor<Dims>> {
   static void backward(const executor& exec, const Arguments&... arguments) {
     maskring::backward(exec, arguments...);
   }
+  template <class T>
+  static constexpr bool adds_up_dq = !std::is_same_v<T, float>;
+  template <class T, class O, class D, class G, class Mask, class Score>
+  static void backward_step(const executor& exec, const saved<T, O>& in, const upstream<D>& up,
+                            const view<G, 4>& dq, const gradients<float>& keys, const Mask& mask,
+                            const block_map_view& map, const Score& score, const options& opt,
+                            bool adds, bool first, bool last) {
+    cuda::detail::backward_step(exec, in, up, dq, keys, mask, map, score, opt, adds, {first, last});
+  }
   template <class T, class O, class D, class Mask, class Score>
   static void backward_with_new_keys(const executor& exec, const saved<T, O>& in,
                                      const upstream<D>& up, const gradients<float>& grad,

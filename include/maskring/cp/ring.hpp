@@ -127,7 +127,13 @@ public:
     this->template require_same_element<T>(name);
     const int ranks = this->ranks(), rank = this->rank();
 
-    const gradients<float> home = this->home_gradients(exec, grad, home_);
+    // Calls that add up dq themselves work on all queries each time.
+    constexpr bool in_steps = adds_up_dq<Exec, T>;
+    // Where all of the rank's own keys are needed, step 0 writes their gradients.
+    const bool writes = in_steps && !this->options_.accumulate &&
+                        this->needed_at(0).size() == this->kv_size();
+    const gradients<float> home =
+        this->home_gradients(exec, grad, home_, {!in_steps, !writes});
     const detail::share_sums sums = this->sums_at(exec, home, home_);
     rotation<Exec, T> moving{*this->comm_, exec, this->plan_, keys_,  values_,
                              in.k,         in.v, home.dk,     home.dv};
@@ -153,25 +159,31 @@ public:
           this->group_.push_back(comm::receive(worker, dv_back.data, dv_back.size()));
         }
       }
-      const interval queries =
-          step < ranks ? queries_at(step, static_cast<bool>(grad.dsink)) : interval{};
+      const interval queries = step == ranks ? interval{}
+                               : in_steps    ? all_queries_at(step)
+                                             : queries_at(step, static_cast<bool>(grad.dsink));
       this->overlap(exec, {"backward", step, queries.empty()}, [&] {
         if (queries.empty()) return;
         const interval part = this->needed_at(step);
-        const bool adds = step == 0 || moving.in_place();
+        const bool adds = step == 0 ? !writes : moving.in_place();
         const auto [dk, dv] = step == 0 ? std::pair{home.dk.slice(2, part.lo, part.size()),
                                                     home.dv.slice(2, part.lo, part.size())}
                               : moving.in_place() ? moving.sums(step, part)
                                                   : pair_of(computed_[step % 2], part);
         saved<T, O> now{rows_of(in.q, queries), moving.keys(part), moving.values(part),
                         rows_of(in.out, queries), rows_of(in.lse, queries)};
-        gradients<float> to{rows_of(home.dq, queries), dk, dv};
-        if (grad.dsink && step == sink_step()) {
+        if constexpr (in_steps) {
           now.sink = in.sink;
-          to.dsink = grad.dsink;
+          attend_backward_step(exec, now, up, grad, {view<float, 4>{}, dk, dv}, adds, step);
+        } else {
+          gradients<float> to{rows_of(home.dq, queries), dk, dv};
+          if (grad.dsink && step == first_step()) {
+            now.sink = in.sink;
+            to.dsink = grad.dsink;
+          }
+          const upstream<D> above{rows_of(up.dout, queries), rows_of(up.dlse, queries)};
+          attend_backward(exec, now, above, to, adds, step, queries);
         }
-        const upstream<D> above{rows_of(up.dout, queries), rows_of(up.dlse, queries)};
-        attend_backward(exec, now, above, to, adds, step, queries);
       });
       if (!returning.empty()) this->add_share(exec, dk_back, dv_back, sums, returning.lo);
       if (step + 1 < ranks) moving.advance(step);
@@ -257,11 +269,23 @@ private:
   /// The queries that a step of the backward pass works on. All of them count, once, for the
   /// gradient of a sink.
   interval queries_at(int step, bool with_sink) const {
-    if (with_sink && step == sink_step()) return {0, this->q_size()};
+    if (with_sink && step == first_step()) return {0, this->q_size()};
     return schedule_.queries(step);
   }
-  int sink_step() const {
+  /// The same where all of them count at each step, and once for what dq is where they see nothing.
+  interval all_queries_at(int step) const {
+    const bool any = !this->needed_at(step).empty() || step == first_step();
+    return {0, any ? this->q_size() : 0};
+  }
+  /// The first step with keys, and the last.
+  int first_step() const {
     for (int step = 0; step < this->ranks(); ++step) {
+      if (!this->needed_at(step).empty()) return step;
+    }
+    return 0;
+  }
+  int last_step() const {
+    for (int step = this->ranks() - 1; step > 0; --step) {
       if (!this->needed_at(step).empty()) return step;
     }
     return 0;
@@ -326,6 +350,19 @@ private:
       backend<Exec>::backward_with_new_keys(exec, in, up, grad, mask, map, score_at(step, queries),
                                             this->options_);
     }
+  }
+
+  template <class Exec, class T, class O, class D, class G>
+  void attend_backward_step(const Exec& exec, const saved<T, O>& in, const upstream<D>& up,
+                            const gradients<G>& grad, const gradients<float>& keys, bool adds,
+                            int step) {
+    const interval queries{0, this->q_size()};
+    const auto mask = mask_at(step, queries);
+    const block_map_view& map =
+        maps_at(step, queries).backward(exec, mask, lengths_at(step, queries), this->options_.tile);
+    backend<Exec>::backward_step(exec, in, up, grad.dq, keys.with_sink(grad.dsink), mask, map,
+                                 score_at(step, queries), this->options_, adds,
+                                 step == first_step(), step == last_step());
   }
 
   /// The gradients of an interval of keys in kept memory, packed: what travels.

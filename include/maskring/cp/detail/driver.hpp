@@ -63,6 +63,12 @@ struct home_memory {
   kept_buffer<Comm> dq, dk, dv, dk_lost, dv_lost;
 };
 
+/// What home_gradients() makes.
+struct home_parts {
+  bool queries = true;   ///< dq and dsink
+  bool zero_keys = true; ///< dk and dv begin at zero; else somebody writes them
+};
+
 /// Sums of the ranks' shares of dk and dv: the gradients, and what they lose by rounding where the
 /// backend keeps that.
 struct share_sums {
@@ -151,7 +157,7 @@ protected:
   /// memory. They begin at zero, unless they are added to what is there.
   template <class Exec, class G>
   gradients<float> home_gradients(const Exec& exec, const gradients<G>& grad,
-                                  home_memory<Comm>& memory) {
+                                  home_memory<Comm>& memory, home_parts parts = {}) {
     const auto home = [&] {
       if constexpr (std::is_same_v<G, float>) {
         return grad;
@@ -160,16 +166,18 @@ protected:
           return kept.template tensor<float>(*comm_, tensor.extent(0), tensor.extent(1),
                                              tensor.extent(2), tensor.extent(3));
         };
-        return gradients<float>{like(memory.dq, grad.dq), like(memory.dk, grad.dk),
-                                like(memory.dv, grad.dv)}
+        return gradients<float>{parts.queries ? like(memory.dq, grad.dq) : view<float, 4>{},
+                                like(memory.dk, grad.dk), like(memory.dv, grad.dv)}
             .with_sink(grad.dsink);
       }
     }();
-    if (!options_.accumulate) {
+    if (!options_.accumulate && parts.queries) {
       backend<Exec>::zero(exec, home.dq);
+      if (home.dsink) backend<Exec>::zero(exec, as_row(home.dsink));
+    }
+    if (!options_.accumulate && parts.zero_keys) {
       backend<Exec>::zero(exec, home.dk);
       backend<Exec>::zero(exec, home.dv);
-      if (home.dsink) backend<Exec>::zero(exec, as_row(home.dsink));
     }
     return home;
   }
@@ -209,7 +217,7 @@ protected:
   static void round_gradients(const Exec& exec, const gradients<float>& home,
                               const gradients<G>& grad) {
     if constexpr (!std::is_same_v<G, float>) {
-      backend<Exec>::copy(exec, view<const float, 4>{home.dq}, grad.dq);
+      if (home.dq) backend<Exec>::copy(exec, view<const float, 4>{home.dq}, grad.dq);
       backend<Exec>::copy(exec, view<const float, 4>{home.dk}, grad.dk);
       backend<Exec>::copy(exec, view<const float, 4>{home.dv}, grad.dv);
     }

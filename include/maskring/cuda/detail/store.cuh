@@ -39,6 +39,18 @@ struct row_store {
   }
 };
 
+/// Where a backward call's results go.
+struct gradient_stores {
+  row_store dq, dk, dv;
+  view<float, 1> dsink; ///< null: none
+};
+
+/// A call's place among several over the same queries and other keys, which add up dq in one
+/// workspace: the first begins the sums, the last hands them out, with dsink.
+struct call_place {
+  bool first = true, last = true;
+};
+
 /// The quad's lanes exchange words so that lane c ends with word c of each lane, in lane order.
 __device__ inline void exchange_in_quad(std::uint32_t (&word)[4]) {
   const bool odd = threadIdx.x & 1;
