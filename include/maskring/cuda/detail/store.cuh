@@ -4,6 +4,7 @@
 
 #include <maskring/core/view.hpp>
 #include <maskring/cuda/detail/ptx/element.cuh>
+#include <maskring/cuda/detail/ptx/red.cuh>
 
 #include <cstdint>
 #include <type_traits>
@@ -83,15 +84,15 @@ __device__ inline void store_quad(const row_store& to, int b, int h, int row, in
     for (int i = 0; i < 4; ++i) {
       const int column = first + 8 * i + 2 * lane;
       if (!inside || column >= to.dim) continue;
-      float2 pair = make_float2(value[2 * i], value[2 * i + 1]);
-      if (to.vectors) {
-        float2* at = reinterpret_cast<float2*>(out + column);
-        if (to.accumulate) pair = make_float2(at->x + pair.x, at->y + pair.y);
-        *at = pair;
+      if (to.vectors && to.accumulate) {
+        // Nobody else adds to the row; but a load would have to be waited for.
+        ptx::add_pair_to_global(out + column, value[2 * i], value[2 * i + 1]);
+      } else if (to.vectors) {
+        *reinterpret_cast<float2*>(out + column) = make_float2(value[2 * i], value[2 * i + 1]);
       } else {
-        out[column] = to.accumulate ? out[column] + pair.x : pair.x;
+        out[column] = to.accumulate ? out[column] + value[2 * i] : value[2 * i];
         if (column + 1 < to.dim) {
-          out[column + 1] = to.accumulate ? out[column + 1] + pair.y : pair.y;
+          out[column + 1] = to.accumulate ? out[column + 1] + value[2 * i + 1] : value[2 * i + 1];
         }
       }
     }

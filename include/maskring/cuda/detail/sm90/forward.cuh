@@ -135,6 +135,9 @@ void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
                  work_order::make(p, P.tile, processors, l2_bytes * index_t{2} / 3, longest),
                  next_work, mask, score, p.scale, static_cast<int>(p.q_len),
                  static_cast<int>(p.kv_len), static_cast<int>(p.group()), states};
+#ifdef SECTION
+  if (Carries) args.order.section = SECTION * static_cast<int>(p.group());
+#endif
   const int blocks = std::min(processors, args.order.count());
   if (blocks == 0) return;
 
