@@ -39,7 +39,7 @@ void run_forward(const Executor& exec, const inputs<T>& in, const results<O>& ou
         sm90::compiled_for_hopper()) {
       const auto hopper = [&](const block_map_view& tiles) {
         exec.workspace().reserve(1, exec.stream());
-        sm90::forward<shape>(in, out, mask, tiles, score, p, exec.workspace().counters(), nullptr,
+        sm90::forward<shape>(in, out, mask, tiles, score, p, exec.workspace().counters(),
                              exec.stream());
       };
       if (map != nullptr) {
@@ -113,7 +113,7 @@ void forward_step(const executor<Dims>& exec, const inputs<T>& given, const resu
     with_head_dim("forward", p, Dims{}, [&](auto dim) {
       constexpr auto shape = sm90::preferred_policy<Mask>(decltype(dim)::qk, decltype(dim)::v);
       exec.workspace().reserve(1, exec.stream());
-      sm90::forward<shape, true>(in, out, mask, map, score, p, exec.workspace().counters(), nullptr,
+      sm90::forward<shape, true>(in, out, mask, map, score, p, exec.workspace().counters(),
                                  exec.stream(), states);
     });
   }

@@ -75,6 +75,22 @@ struct share_sums {
   view<float, 4> dk, dv, dk_lost, dv_lost;
 };
 
+/// Gives word of what this rank has queued up to here to the ranks that `tells` names, and lets what
+/// it queues from now on wait for the same of those that `hears` names.
+template <class Exec, class Comm, class Tells, class Hears>
+void exchange_word(const Exec& exec, Comm& comm, Tells tells, Hears hears) {
+  constexpr std::byte* nothing = nullptr;
+  std::vector<comm::transfer> words;
+  for (int peer = 0; peer < comm.size(); ++peer) {
+    if (peer == comm.rank()) continue;
+    if (tells(peer)) words.push_back(comm::send(peer, nothing, 0));
+    if (hears(peer)) words.push_back(comm::receive(peer, nothing, 0));
+  }
+  if (words.empty()) return;
+  const auto queue = backend<Exec>::queue(exec);
+  comm.start(queue, words).wait(queue);
+}
+
 template <class Comm, class QLayout, class KvLayout, class Mask, class Score>
 class driver {
 public:

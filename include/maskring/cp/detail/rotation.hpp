@@ -137,20 +137,9 @@ private:
 
   bool needs(int rank, int shard) const { return !plan_.needed(rank, shard).empty(); }
 
-  /// Gives word of what this rank has queued up to here to those that `tells` names, and waits for
-  /// that of those that `hears` names.
   template <class Tells, class Hears>
   void exchange_word(Tells tells, Hears hears) {
-    constexpr std::byte* nothing = nullptr;
-    std::vector<comm::transfer> words;
-    for (int peer = 0; peer < comm_.size(); ++peer) {
-      if (peer == comm_.rank()) continue;
-      if (tells(peer)) words.push_back(comm::send(peer, nothing, 0));
-      if (hears(peer)) words.push_back(comm::receive(peer, nothing, 0));
-    }
-    if (words.empty()) return;
-    const auto queue = backend<Exec>::queue(exec_);
-    comm_.start(queue, words).wait(queue);
+    detail::exchange_word(exec_, comm_, tells, hears);
   }
 
   /// Who adds to gradients takes turns: waits for the rank before, and tells the next one.
