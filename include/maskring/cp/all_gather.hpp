@@ -19,9 +19,9 @@ namespace maskring::cp {
 /// add them in a fixed order. Memory grows with the keys that a rank sees; the ring's does not, but
 /// it makes a call for each shard.
 ///
-/// Where ranks share memory there is one copy of the keys and values, in global order, for all of
-/// them: each rank adds its own, and in the backward pass all add their shares of dk and dv to one sum
-/// of each, taking turns.
+/// Where ranks share memory and need the same keys there is one copy of keys and values, in global
+/// order, for all of them: each rank adds its own, and in the backward pass all add their shares of dk
+/// and dv to one sum of each, taking turns.
 ///
 /// Method: the all-gather of Llama 3 (A. Dubey et al., 2024, section 3.3.2), with a plan.
 template <class Comm, class QLayout, class KvLayout, class Mask, class Score>
@@ -61,7 +61,8 @@ public:
       const auto mask = local_mask();
       const block_map_view& map =
           maps_.forward(exec, now, out, mask, this->map_of(keys_at_.size()), this->options_.tile);
-      backend<Exec>::forward(exec, now, out, mask, map, local_score(), this->options_);
+      backend<Exec>::forward(among_others(exec), now, out, mask, map, local_score(),
+                             this->options_);
     });
     if (in_place_) meet(exec);
   }
@@ -104,7 +105,16 @@ private:
   /// Where the needed keys of each shard go: stretches of the global sequence, from the first
   /// needed key on.
   void lay_out() {
-    if constexpr (comm::memory_sharing<Comm>) in_place_ = this->comm_->shares_memory();
+    if constexpr (comm::memory_sharing<Comm>) {
+      // One copy of all keys takes less than a copy of what each rank needs, if that is much.
+      index_t needed = 0;
+      for (int rank = 0; rank < this->ranks(); ++rank) {
+        for (int shard = 0; shard < this->ranks(); ++shard) {
+          needed += this->plan_.needed(rank, shard).size();
+        }
+      }
+      in_place_ = this->comm_->shares_memory() && needed >= 2 * this->split_.kv.sequence();
+    }
     for (int shard = 0; shard < this->ranks(); ++shard) {
       const interval part = this->plan_.needed(this->rank(), shard);
       stretches_.push_back(detail::stretches_of(this->split_.kv.map(shard), part));
@@ -112,6 +122,15 @@ private:
     }
     keys_at_ = detail::gathered_keys{stretches_, !in_place_};
     own_ = detail::stretches_of(this->split_.kv.map(this->rank()), {0, this->kv_size()});
+  }
+
+  /// Where ranks share a device, each one's call is followed by others'.
+  template <class Exec>
+  Exec among_others(const Exec& exec) const {
+    if constexpr (requires { backend<Exec>::among_others(exec); }) {
+      if (in_place_) return backend<Exec>::among_others(exec);
+    }
+    return exec;
   }
 
   auto local_mask() const {

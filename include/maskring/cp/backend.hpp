@@ -41,6 +41,7 @@ struct open_tiles {
 ///   `backward(exec, saved, upstream, gradients, mask, block_map_view, score, options)`: attention.
 ///   Forward may find `results` in the memory of `inputs::previous`.
 /// - optionally `keeps_rows_open = true`: forward takes an open_rows after the options
+/// - optionally `among_others(exec)`, for calls of ranks that share a device
 /// - optionally, for one forward call a step whatever becomes of the rows:
 ///   `step_tile<Mask>(exec, inputs, results)`, the tile of such calls or nothing where they cannot be
 ///   had; `forward_step(…)`, as forward(), with open_tiles after the options; `state_width(v_dim)`,

@@ -89,6 +89,12 @@ struct backend<cuda::executor<Dims>> {
     return cuda::forward_tile<Mask>(exec, in, out);
   }
 
+  static executor among_others(const executor& exec) {
+    cuda::policy how = exec.policy();
+    how.accompanied = true;
+    return exec.with(how);
+  }
+
   /// Bytes in device memory, as long as the result lives.
   static std::shared_ptr<const std::uint8_t> keep(const executor& exec,
                                                   std::span<const std::uint8_t> bytes) {

@@ -40,7 +40,7 @@ void run_forward(const Executor& exec, const inputs<T>& in, const results<O>& ou
       const auto hopper = [&](const block_map_view& tiles) {
         exec.workspace().reserve(1, exec.stream());
         sm90::forward<shape>(in, out, mask, tiles, score, p, exec.workspace().counters(),
-                             exec.stream());
+                             exec.policy().accompanied, exec.stream());
       };
       if (map != nullptr) {
         hopper(*map);
@@ -114,7 +114,7 @@ void forward_step(const executor<Dims>& exec, const inputs<T>& given, const resu
       constexpr auto shape = sm90::preferred_policy<Mask>(decltype(dim)::qk, decltype(dim)::v);
       exec.workspace().reserve(1, exec.stream());
       sm90::forward<shape, true>(in, out, mask, map, score, p, exec.workspace().counters(),
-                                 exec.stream(), states);
+                             exec.policy().accompanied, exec.stream(), states);
     });
   }
 }

@@ -28,14 +28,12 @@ struct work_order {
   int group;   ///< query heads to a key head
   int leading; ///< heads dealt group by group, before the others
 
-  /// @param followed other calls fill the gaps at the end.
+  /// @param followed other calls fill the gaps at the end, or there are none.
   static work_order make(const problem& p, tile_shape tile, int processors, bool followed) {
     const index_t q_tiles = (p.q_len + tile.q - 1) / tile.q;
     const index_t rows = p.q_heads * p.batch, group = p.group();
-#ifndef ENDING
-#define ENDING 8
-#endif
-    const index_t even = ENDING * processors / std::max<index_t>(1, q_tiles * group);
+    // With fewer items at the end short ones cannot fill the gaps that long ones leave.
+    const index_t even = 8 * processors / std::max<index_t>(1, q_tiles * group);
     const index_t ending = followed ? 1 : std::max<index_t>(even, 1);
     return {static_cast<int>(q_tiles), static_cast<int>(p.q_heads), static_cast<int>(p.batch),
             static_cast<int>(group),

@@ -106,12 +106,14 @@ bool supported(forward_policy policy, const inputs<T>& in, const results<O>& out
 template <forward_policy P, bool Carries = false, class T, class O, class Mask, class Score>
 void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
              const block_map_view& map, const Score& score, const problem& p, int* next_work,
-             cudaStream_t stream, const row_states& states = {}) {
+             bool accompanied, cudaStream_t stream, const row_states& states = {}) {
   static_assert(P.valid(), "maskring: no Hopper forward kernel of this shape");
   static_assert(sizeof(forward_storage<P>) <= 227 * 1024,
                 "maskring: the shape needs more shared memory than a Hopper block has");
   using arguments = forward_arguments<P, T, O, Mask, Score, Carries>;
 
+  // Most steps of several see everything or nothing: all query tiles take as long.
+  const bool followed = accompanied || Carries || map.rows.offsets == nullptr;
   int device = 0;
   int processors = 0;
   require_cuda(cudaGetDevice(&device), "cudaGetDevice");
@@ -127,7 +129,7 @@ void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
                  ptx::make_tensor_map(in.k, P.tile.kv, columns(key_layout(P))),
                  ptx::make_tensor_map(in.v, P.tile.kv, columns(value_layout(P))), copied_out,
                  out.out, out.lse, in.previous, in.sink, map,
-                 work_order::make(p, P.tile, processors, Carries), next_work, mask, score, p.scale,
+                 work_order::make(p, P.tile, processors, followed), next_work, mask, score, p.scale,
                  static_cast<int>(p.q_len), static_cast<int>(p.kv_len),
                  static_cast<int>(p.group()), states};
   const int blocks = std::min(processors, args.order.count());
