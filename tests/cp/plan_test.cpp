@@ -86,10 +86,9 @@ void check_tiles(const cp::plan& plan, int rank, int tile) {
       REQUIRE(queries.lo % tile == 0);
       const bool sees = t * tile < needed.hi && needed.lo < (t + 1) * tile;
       const bool within = queries.lo <= t * tile && t * tile < queries.hi;
-      const int part =
-          within ? schedule.parts()[static_cast<std::size_t>(schedule.first_part(step) + t -
-                                                             queries.lo / tile)]
-                 : int{tile_part::idle};
+      const int part = within ? schedule.parts()[static_cast<std::size_t>(
+                                    schedule.first_part(step) + t - queries.lo / tile)]
+                              : int{tile_part::idle};
       if (part == tile_part::idle) {
         REQUIRE(!sees);
         continue;

@@ -62,9 +62,9 @@ void backward(const executor<Dims>& exec, const saved<T, O>& given, const upstre
   });
 }
 
-/// One of several calls of 16-bit elements over the same queries and other keys, on one workspace that
-/// serves nothing else between them. dk and dv are added to if `adds`; dq, and the sink's gradient,
-/// are written by the last call, or added to with `opt.accumulate`.
+/// One of several calls of 16-bit elements over the same queries and other keys, on one workspace
+/// that serves nothing else between them. dk and dv are added to if `adds`; dq, and the sink's
+/// gradient, are written by the last call, or added to with `opt.accumulate`.
 template <class Dims, class T, class O, class D, class G, class Mask, class Score>
 void backward_step(const executor<Dims>& exec, const saved<T, O>& given, const upstream<D>& above,
                    const view<G, 4>& dq, const gradients<float>& keys, const Mask& mask,

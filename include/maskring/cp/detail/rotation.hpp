@@ -20,9 +20,9 @@ struct rotation_memory {
 
 /// What the rank holds at the current step of one pass round the ring.
 ///
-/// Where ranks share memory nothing moves: each reads the shards of the others when their owners have
-/// begun, and adds to their gradients when the rank that did so before it has done. Word of that goes
-/// round as empty messages.
+/// Where ranks share memory nothing moves: each reads the shards of the others when their owners
+/// have begun, and adds to their gradients when the rank that did so before it has done. Word of
+/// that goes round as empty messages.
 template <class Comm, class Exec, class T>
 class rotation {
 public:

@@ -18,8 +18,8 @@ struct row_states {
 
   static constexpr index_t width(index_t v_dim) { return (v_dim + 15) / 16 * 16; }
 
-  /// Where columns `column` and column + 1, an even one, lie in a row: a lane's columns of two groups
-  /// of eight are neighbours.
+  /// Where columns `column` and column + 1, an even one, lie in a row: a lane's columns of two
+  /// groups of eight are neighbours.
   static constexpr int place(int column) {
     return column / 16 * 16 + column % 8 * 2 + column % 16 / 8 * 2;
   }

@@ -18,11 +18,11 @@ namespace maskring::cuda::detail::sm90 {
 
 /// The order in which query tiles of heads are worked on.
 ///
-/// Heads that share keys are taken together, one such group after the other: whatever the length, the
-/// blocks at work read the keys of one or two of them, which the L2 cache holds, and power goes to
-/// the products rather than to memory. Within a group the longest query tiles come first; those of
-/// all the last groups together, so that short ones fill the gaps at the end. Of maps that do not
-/// know them the last ones come first, which are the longest under causal masks.
+/// Heads that share keys are taken together, one such group after the other: whatever the length,
+/// the blocks at work read the keys of one or two of them, which the L2 cache holds, and power goes
+/// to the products rather than to memory. Within a group the longest query tiles come first; those
+/// of all the last groups together, so that short ones fill the gaps at the end. Of maps that do
+/// not know them the last ones come first, which are the longest under causal masks.
 struct work_order {
   int q_tiles, heads, batches;
   int group;   ///< query heads to a key head
@@ -36,8 +36,7 @@ struct work_order {
     const index_t even = 8 * processors / std::max<index_t>(1, q_tiles * group);
     const index_t ending = followed ? 1 : std::max<index_t>(even, 1);
     return {static_cast<int>(q_tiles), static_cast<int>(p.q_heads), static_cast<int>(p.batch),
-            static_cast<int>(group),
-            static_cast<int>(std::max<index_t>(rows - ending * group, 0))};
+            static_cast<int>(group), static_cast<int>(std::max<index_t>(rows - ending * group, 0))};
   }
 
   __host__ __device__ int count() const { return q_tiles * heads * batches; }

@@ -138,8 +138,8 @@ private:
     if (!note.last()) ptx::wait(k.full, k_cursor_.round() & 1, v.full, v_cursor_.round() & 1);
   }
 
-  /// An item begins with nothing, or with what earlier calls saw of its rows; while its first scores
-  /// form.
+  /// An item begins with nothing, or with what earlier calls saw of its rows; while its first
+  /// scores form.
   __device__ void begin(const work_item& item, float (&out)[P.v_dim / 2],
                         online_softmax& rows) const {
     rows = {};

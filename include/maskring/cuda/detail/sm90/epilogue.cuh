@@ -216,10 +216,10 @@ __device__ void pass_unseen_states(const Arguments& args, const work_item& item,
       continue;
     }
     const bool seen = item.continues() && total > 0;
-    const row_shares shares{args, item, row,
-                            seen ? softmax_state<float>{
-                                       maximum * (Arguments::has_score ? 1.0f : args.scale), total}
-                                 : softmax_state<float>{}};
+    const row_shares shares{
+        args, item, row,
+        seen ? softmax_state<float>{maximum * (Arguments::has_score ? 1.0f : args.scale), total}
+             : softmax_state<float>{}};
     if (column == 0 && args.lse.data != nullptr) args.lse(item.batch, item.head, row) = shares.lse;
     for (int c = column; c < args.out.extents[3]; c += 8) {
       for (int i = 0; i < 2; ++i) {

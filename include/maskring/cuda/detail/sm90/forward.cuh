@@ -127,11 +127,22 @@ void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
   }
   arguments args{ptx::make_tensor_map(in.q, P.tile.q, columns(query_layout(P))),
                  ptx::make_tensor_map(in.k, P.tile.kv, columns(key_layout(P))),
-                 ptx::make_tensor_map(in.v, P.tile.kv, columns(value_layout(P))), copied_out,
-                 out.out, out.lse, in.previous, in.sink, map,
-                 work_order::make(p, P.tile, processors, followed), next_work, mask, score, p.scale,
-                 static_cast<int>(p.q_len), static_cast<int>(p.kv_len),
-                 static_cast<int>(p.group()), states};
+                 ptx::make_tensor_map(in.v, P.tile.kv, columns(value_layout(P))),
+                 copied_out,
+                 out.out,
+                 out.lse,
+                 in.previous,
+                 in.sink,
+                 map,
+                 work_order::make(p, P.tile, processors, followed),
+                 next_work,
+                 mask,
+                 score,
+                 p.scale,
+                 static_cast<int>(p.q_len),
+                 static_cast<int>(p.kv_len),
+                 static_cast<int>(p.group()),
+                 states};
   const int blocks = std::min(processors, args.order.count());
   if (blocks == 0) return;
 
