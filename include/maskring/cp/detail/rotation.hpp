@@ -5,6 +5,7 @@
 
 #include <maskring/cp/detail/driver.hpp>
 
+#include <algorithm>
 #include <cstring>
 
 namespace maskring::cp::detail {
