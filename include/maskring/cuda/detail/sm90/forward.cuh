@@ -33,8 +33,7 @@ __global__ void __launch_bounds__(Arguments::policy.threads(), 1)
   constexpr forward_policy P = Arguments::policy;
   extern __shared__ __align__(1024) std::byte memory[];
   auto& smem = *reinterpret_cast<forward_storage<P>*>(memory);
-  const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0);
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const auto warp = [] { return __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0); };
 
   if (threadIdx.x == 0) {
     ptx::prefetch(args.q);
@@ -44,14 +43,14 @@ __global__ void __launch_bounds__(Arguments::policy.threads(), 1)
   }
   __syncthreads();
 
-  if (warp < 4) {
+  if (warp() < 4) {
     ptx::release_registers<P.producer_registers()>();
-    if (warp == 0 && lane == 0) produce(args, smem);
-    if (warp == 1 && lane == 0) schedule(args, smem);
-    if (warp >= 2) judge_blocks(args, smem, warp - 2);
+    if (threadIdx.x == 0) produce(args, smem);
+    if (threadIdx.x == 32) schedule(args, smem);
+    if (threadIdx.x >= 64) judge_blocks(args, smem, warp() - 2);
   } else {
     ptx::acquire_registers<P.consumer_registers()>();
-    consumer<Arguments>{args, smem, warp / 4 - 1}.run();
+    consumer<Arguments>{args, smem, warp() / 4 - 1}.run();
   }
 #endif
 }
@@ -62,13 +61,13 @@ __global__ void __launch_bounds__(Arguments::policy.threads(), 1)
 template <class Mask>
 constexpr forward_policy preferred_policy(int qk_dim, int v_dim) {
   const int dim = qk_dim > v_dim ? qk_dim : v_dim;
-  //                         qk   v    tile         stages, turns, rescaling: early, lazy
-  if (dim <= 64) return {64, 64, {192, 128}, 2, 2, true, false, true};
-  if (dim <= 96) return {96, 96, {128, 192}, 2, 2, true, false, true};
-  if (dim <= 128) return {128, 128, {128, 128}, 2, 2, true, false, true};
-  if (dim <= 192 && v_dim <= 128) return {192, 128, {128, 128}, 2, 1, false, false, true};
-  if (dim <= 192) return {192, 192, {128, 112}, 2, 1, false, false, true};
-  if (dim <= 256) return {256, 256, {128, 64}, 2, 1, false, false, true};
+  //                         qk   v    tile         stages, turns, overlap
+  if (dim <= 64) return {64, 64, {192, 128}, 4, 2, true, false};
+  if (dim <= 96) return {96, 96, {128, 192}, 2, 2, true, false};
+  if (dim <= 128) return {128, 128, {128, 128}, 2, 2, true, true};
+  if (dim <= 192 && v_dim <= 128) return {192, 128, {128, 128}, 2, 1, false, true};
+  if (dim <= 192) return {192, 192, {128, 96}, 2, 1, false, true};
+  if (dim <= 256) return {256, 256, {128, 64}, 2, 1, false, false};
   return {0, 0};
 }
 
