@@ -4,9 +4,12 @@
 
 #include <maskring/core/softmax.hpp>
 #include <maskring/cuda/detail/fragment.cuh>
+#include <maskring/cuda/detail/ptx/element.cuh>
 #include <maskring/cuda/detail/ptx/exp2.cuh>
 
+#include <cstdint>
 #include <limits>
+#include <type_traits>
 
 namespace maskring::cuda::detail {
 
@@ -92,6 +95,124 @@ private:
       largest[0] = __int_as_float(top[0]);
       largest[1] = __int_as_float(top[1]);
     }
+  }
+};
+
+/// The same, asking for a maximum only where one is missed.
+///
+/// Any reference near a row's maximum serves in its place, so it may stay until a weight reaches 2,
+/// which is one bit of the rounded weights: exponentials need not wait for a tile's maximum, and
+/// seldom need it. References stand above the maximum by as much as T has digits to spare. Weights
+/// leave rounded to T, in pairs.
+template <class T>
+struct optimistic_softmax {
+  static constexpr float infinity = std::numeric_limits<float>::infinity();
+
+  float reference[2] = {-infinity, -infinity}; ///< −inf while a row has seen nothing
+  float sum[2] = {0, 0};
+
+  /// Writes the weights 2^(unit · s − reference) of a tile of scores, which are lost. Returns
+  /// whether outputs summed so far must be multiplied by `factor`, which is set only then; the same
+  /// for a whole warp.
+  template <int Count>
+  __device__ bool update(float (&s)[Count], float unit, std::uint32_t (&weights)[Count / 2],
+                         float (&factor)[2]) {
+    if (fresh_) {
+      asm volatile("" : "+f"(unit)); // keeps what follows apart from the same below
+      compare(s, unit);
+    } else {
+      compare(s, unit);
+      float total[2] = {sum[0], sum[1]};
+      const std::uint32_t bits = weigh(s, weights, total);
+      if (!__any_sync(~0u, (bits & 0x40004000) != 0)) {
+        sum[0] = total[0];
+        sum[1] = total[1];
+        return false;
+      }
+    }
+    raise(s, factor);
+    weigh(s, weights, sum);
+    return true;
+  }
+
+  /// The quad's shares of row r's sum, added up.
+  __device__ float total(int r) const {
+    float all = sum[r];
+    all += __shfl_xor_sync(~0u, all, 1);
+    all += __shfl_xor_sync(~0u, all, 2);
+    return all;
+  }
+
+  /// Row r's state over natural scores.
+  __device__ softmax_state<float> finish(int r) const {
+    const float total = this->total(r);
+    return total > 0 ? softmax_state<float>{reference[r] * (1.0f / log2_e), total}
+                     : softmax_state<float>{};
+  }
+
+private:
+  bool fresh_ = true; ///< a row of the warp has no reference yet
+
+  /// Scores in powers of two over the references.
+  template <int Count>
+  __device__ void compare(float (&s)[Count], float unit) const {
+    const float shift[2] = {finite_reference(0), finite_reference(1)};
+#pragma unroll
+    for (int i = 0; i < Count; ++i) s[i] = s[i] * unit - shift[fragment_layout::row(i)];
+  }
+
+  /// The weights 2^t, added to the rows' sums; returns all bits that they have.
+  template <int Count>
+  static __device__ std::uint32_t weigh(const float (&t)[Count],
+                                        std::uint32_t (&weights)[Count / 2], float (&total)[2]) {
+    float second[2] = {0, 0}; // one chain a row would wait for each of its additions
+    std::uint32_t bits = 0;
+#pragma unroll
+    for (int i = 0; i < Count; i += 2) {
+      float(&chain)[2] = (i >> 2 & 1) == 0 ? total : second;
+      const float weight[2] = {ptx::exp2(t[i]), ptx::exp2(t[i + 1])};
+      chain[fragment_layout::row(i)] += weight[0];
+      chain[fragment_layout::row(i)] += weight[1];
+      weights[i / 2] = ptx::pack<T>(weight[0], weight[1]);
+      bits |= weights[i / 2];
+    }
+    total[0] += second[0];
+    total[1] += second[1];
+    return bits;
+  }
+
+  /// How far above the maximum a reference is put: a half would lose small weights.
+  static constexpr float headroom = std::is_same_v<T, bfloat16> ? 7 : 0;
+
+  /// While a row has seen nothing, 0 stands in: −inf − −inf would be NaN.
+  __device__ float finite_reference(int r) const {
+    return reference[r] == -infinity ? 0.0f : reference[r];
+  }
+
+  /// Moves references up with the rows' maxima; `t` are scores over the references.
+  template <int Count>
+  __device__ void raise(float (&t)[Count], float (&factor)[2]) {
+    float rise[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float tops[2] = {-infinity, -infinity}; // one chain would wait for each operation
+#pragma unroll
+      for (int i = 2 * r; i < Count; i += 4) {
+        tops[(i >> 2) & 1] = fmaxf(tops[(i >> 2) & 1], fmaxf(t[i], t[i + 1]));
+      }
+      float top = fmaxf(tops[0], tops[1]);
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+      const float before = reference[r];
+      const float shift = finite_reference(r);
+      reference[r] = fmaxf(before, shift + (top + headroom));
+      factor[r] = ptx::exp2(before - finite_reference(r)); // exactly 1 if they are equal
+      sum[r] *= factor[r];
+      rise[r] = finite_reference(r) - shift;
+    }
+    fresh_ = __any_sync(~0u, reference[0] == -infinity || reference[1] == -infinity);
+#pragma unroll
+    for (int i = 0; i < Count; ++i) t[i] -= rise[fragment_layout::row(i)];
   }
 };
 

@@ -4,6 +4,7 @@
 
 #include <maskring/core/view.hpp>
 #include <maskring/cuda/detail/ptx/element.cuh>
+#include <maskring/cuda/detail/ptx/red.cuh>
 
 #include <cstdint>
 #include <type_traits>
@@ -39,6 +40,18 @@ struct row_store {
   }
 };
 
+/// Where a backward call's results go.
+struct gradient_stores {
+  row_store dq, dk, dv;
+  view<float, 1> dsink; ///< null: none
+};
+
+/// A call's place among several over the same queries and other keys, which add up dq in one
+/// workspace: the first begins the sums, the last hands them out, with dsink.
+struct call_place {
+  bool first = true, last = true;
+};
+
 /// The quad's lanes exchange words so that lane c ends with word c of each lane, in lane order.
 __device__ inline void exchange_in_quad(std::uint32_t (&word)[4]) {
   const bool odd = threadIdx.x & 1;
@@ -71,15 +84,15 @@ __device__ inline void store_quad(const row_store& to, int b, int h, int row, in
     for (int i = 0; i < 4; ++i) {
       const int column = first + 8 * i + 2 * lane;
       if (!inside || column >= to.dim) continue;
-      float2 pair = make_float2(value[2 * i], value[2 * i + 1]);
-      if (to.vectors) {
-        float2* at = reinterpret_cast<float2*>(out + column);
-        if (to.accumulate) pair = make_float2(at->x + pair.x, at->y + pair.y);
-        *at = pair;
+      if (to.vectors && to.accumulate) {
+        // Nobody else adds to the row; but a load would have to be waited for.
+        ptx::add_pair_to_global(out + column, value[2 * i], value[2 * i + 1]);
+      } else if (to.vectors) {
+        *reinterpret_cast<float2*>(out + column) = make_float2(value[2 * i], value[2 * i + 1]);
       } else {
-        out[column] = to.accumulate ? out[column] + pair.x : pair.x;
+        out[column] = to.accumulate ? out[column] + value[2 * i] : value[2 * i];
         if (column + 1 < to.dim) {
-          out[column + 1] = to.accumulate ? out[column + 1] + pair.y : pair.y;
+          out[column + 1] = to.accumulate ? out[column + 1] + value[2 * i + 1] : value[2 * i + 1];
         }
       }
     }

@@ -14,13 +14,9 @@ __device__ inline void wait(std::uint64_t& barrier, std::uint32_t parity) {
   }
 }
 
-/// Blocks until both barriers' phases have completed; the first tries overlap.
-__device__ inline void wait(std::uint64_t& first, std::uint32_t first_parity, std::uint64_t& second,
-                            std::uint32_t second_parity) {
-  const bool first_done = ::cuda::ptx::mbarrier_try_wait_parity(&first, first_parity);
-  const bool second_done = ::cuda::ptx::mbarrier_try_wait_parity(&second, second_parity);
-  if (!first_done) wait(first, first_parity);
-  if (!second_done) wait(second, second_parity);
+/// Whether the phase of the given parity has completed.
+__device__ inline bool completed(std::uint64_t& barrier, std::uint32_t parity) {
+  return ::cuda::ptx::mbarrier_test_wait_parity(&barrier, parity);
 }
 
 __device__ inline void arrive(std::uint64_t& barrier) { ::cuda::ptx::mbarrier_arrive(&barrier); }

@@ -14,25 +14,18 @@
 
 namespace maskring::cuda::detail::sm90 {
 
-/// What a tile's softmax asks of the output summed before it.
-struct rescaling {
-  float factor[2] = {1, 1};
-  bool changed = false;
-
-  template <int Count>
-  __device__ void apply(float (&out)[Count]) const {
-    if (changed) scale_rows(out, factor);
-  }
-};
-
 /// One warpgroup's share of the block: 64 query rows.
 ///
-/// While the tensor cores form the next tile's scores and this tile's product with V, the group
-/// exponentiates; with ping-pong the other groups' products fill what that leaves.
+/// It has the next tile's scores and this tile's product with V formed together, and exponentiates
+/// once it has the scores, or both. With ping-pong the other groups' products fill what that
+/// leaves.
 template <class Arguments>
 class consumer {
   static constexpr forward_policy P = Arguments::policy;
   static constexpr int score_count = P.tile.kv / 2;
+  using weights = std::uint32_t[P.tile.kv / 4]; ///< rounded, in pairs
+  /// With two, a tile's weights need not wait for the product of those before.
+  static constexpr int weight_sets = P.overlap ? 2 : 1;
   using T = typename Arguments::input_type;
   using storage = forward_storage<P>;
   using item_score = decltype(score_at(std::declval<const Arguments&>().score, 0, 0));
@@ -43,21 +36,20 @@ public:
         smem_{smem},
         group_{group},
         lane_{static_cast<int>(threadIdx.x) % 32},
-        row_{group * 64 + static_cast<int>(threadIdx.x) / 32 % 4 * 16 +
-             fragment_layout::first_row(lane_)} {}
+        strip_{4 * group + __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32 % 4, 0)} {}
 
   /// All items of the block, as one stream of tiles: an item's last product with V and its way to
   /// memory overlap with the next item's first scores.
   __device__ void run() {
     float s[score_count];
-    std::uint32_t p[P.tile.kv / 4];
+    weights p[weight_sets];
     float out[P.v_dim / 2] = {};
-    rescaling scales;
-    online_softmax rows;
+    optimistic_softmax<T> rows;
 
     work_item item = next_item();
     if (!item.valid()) return;
     if (P.ping_pong && group_ == P.consumers() - 1) give_turn();
+    begin(item, out, rows);
     wait_queries();
     wait_keys();
     multiply_keys(s);
@@ -65,83 +57,115 @@ public:
     for (;;) {
       const item_score score = score_at(args_.score, item.batch, item.head);
       tile_note note = smem_.notes[k_cursor_.stage()];
-      release_keys();
-      exponentiate(s, item, score, note, rows, scales);
+      release_scored(note);
+      float factor[2];
+      // Only what earlier calls left can be there to be rescaled.
+      if (exponentiate(s, item, score, note, rows, p[0], factor) && Arguments::carries) {
+        scale_rows(out, factor);
+      }
       finish_copy();
-      pack(s, p);
-      prepare(note);
-      while (!note.last()) note = step(s, p, out, item, score, rows, scales);
-      if (!copying_warp()) release(smem_.q_slots[q_cursor_.stage()]);
+      if (!note.last()) wait_keys();
+      while (!note.last()) {
+        note = step(s, p[0], p[weight_sets - 1], out, item, score, rows);
+        if constexpr (weight_sets == 2) {
+          if (note.last()) {
+#pragma unroll
+            for (int i = 0; i < P.tile.kv / 4; ++i) p[0][i] = p[1][i];
+            ptx::pin(p[0]); // here, not between the products that follow
+            break;
+          }
+          note = step(s, p[1], p[0], out, item, score, rows);
+        }
+      }
       q_cursor_.advance();
 
       const work_item next = next_item();
       if (!next.valid()) break;
-      if constexpr (P.rescale_early) scales.apply(out);
       await_turn();
       wait_values();
-      multiply_values(p, out);
+      multiply_values(p[0], out);
       wait_queries();
       wait_keys();
       multiply_keys(s);
       give_turn();
-      ptx::wgmma_wait<1>(out, p);
-      release_values();
+      ptx::wgmma_wait<1>(out, p[0]);
+      release(smem_.v_slots[v_cursor().stage()]);
       store(item, out, rows);
-#pragma unroll
-      for (float& sum : out) sum = 0;
-      rows = {};
       item = next;
+      begin(item, out, rows);
       ptx::wgmma_wait<0>(s);
     }
-    if constexpr (P.rescale_early) scales.apply(out);
     wait_values();
-    multiply_values(p, out);
-    ptx::wgmma_wait<0>(out, p);
+    multiply_values(p[0], out);
+    ptx::wgmma_wait<0>(out, p[0]);
     store(item, out, rows);
     finish_copy();
     if (P.ping_pong && group_ == 0) await_turn(); // leaves no barrier half full
   }
 
 private:
-  /// The next tile's scores and softmax, around this tile's product with V; both operands are
-  /// there.
-  __device__ tile_note step(float (&s)[score_count], std::uint32_t (&p)[P.tile.kv / 4],
+  /// The next tile's scores, softmax and weights `next`, around this tile's product of weights `p`
+  /// with V; the keys are there.
+  __device__ tile_note step(float (&s)[score_count], weights& p, weights& next,
                             float (&out)[P.v_dim / 2], const work_item& item,
-                            const item_score& score, online_softmax& rows, rescaling& scales) {
+                            const item_score& score, optimistic_softmax<T>& rows) {
     await_turn();
     multiply_keys(s);
-    if constexpr (P.rescale_early) scales.apply(out);
+    wait_values();
     multiply_values(p, out);
     give_turn();
+    // Asked here, where the answers may take their time.
     const tile_note note = smem_.notes[k_cursor_.stage()];
-    ptx::wgmma_wait<1>(s);
-    release_keys();
-    exponentiate(s, item, score, note, rows, scales);
-    // The assembler moves a wait for wgmma up through arithmetic, which would put the softmax
-    // behind the product that it is to overlap. It does not move it past the waits of `prepare`.
-    ptx::pin(s);
-    ptx::pin(rows.sum);
-    ring_cursor<P.stages> values = v_cursor_;
-    v_cursor_.advance();
-    prepare(note);
-    ptx::wgmma_wait<0>(out, p);
-    release(smem_.v_slots[values.stage()]);
-    pack(s, p);
-    if constexpr (!P.rescale_early) scales.apply(out);
+    const bool arrived = next_keys_arrived();
+    if constexpr (weight_sets == 1) {
+      ptx::wgmma_wait<0>(s, out, p);
+      release(smem_.v_slots[v_cursor().stage()]);
+    } else {
+      ptx::wgmma_wait<1>(s);
+    }
+    release_scored(note);
+    float factor[2];
+    const bool raised = exponentiate(s, item, score, note, rows, next, factor);
+    if (!arrived && !note.last()) wait_keys();
+    if constexpr (weight_sets == 2) {
+      ptx::wgmma_wait<0>(out, p);
+      release(smem_.v_slots[ring_cursor<P.stages>{k_cursor_.index - 2}.stage()]);
+    }
+    if (raised) scale_rows(out, factor);
     return note;
   }
 
-  /// Waits for what the next step multiplies.
-  __device__ void prepare(tile_note note) {
-    slot_barriers& k = smem_.k_slots[k_cursor_.stage()];
-    slot_barriers& v = smem_.v_slots[v_cursor_.stage()];
-    if (!note.last()) ptx::wait(k.full, k_cursor_.round() & 1, v.full, v_cursor_.round() & 1);
+  __device__ bool next_keys_arrived() {
+    const ring_cursor<P.stages> next{k_cursor_.index + 1};
+    return smem_.k_slots[next.stage()].is_full(next.round());
+  }
+
+  /// An item begins with nothing, or with what earlier calls saw of its rows; while its first
+  /// scores form.
+  __device__ void begin(const work_item& item, float (&out)[P.v_dim / 2],
+                        optimistic_softmax<T>& rows) const {
+    rows = {};
+    if constexpr (Arguments::carries) {
+      if (item.continues()) {
+        load_states(args_, item, first_query(item, lane_), out, rows);
+        return;
+      }
+    }
+#pragma unroll
+    for (float& sum : out) sum = 0;
   }
 
   __device__ void store(const work_item& item, float (&out)[P.v_dim / 2],
-                        const online_softmax& rows) {
-    const int q = item.q_tile * P.tile.q + row_;
-    const int column = fragment_layout::first_column(lane_);
+                        const optimistic_softmax<T>& rows) {
+    const int lane = lane_here();
+    const int q = first_query(item, lane);
+    if constexpr (Arguments::carries) {
+      if (item.stays_open()) {
+        store_states(args_, item, q, out, rows);
+        return;
+      }
+    }
+    const int column = fragment_layout::first_column(lane);
     finish_rows(args_, item, q, column, out, rows);
     if constexpr (Arguments::copies_out) {
       copy_out(item, out);
@@ -155,8 +179,7 @@ private:
     constexpr operand_layout layout = output_layout(P);
     std::byte* tile = smem_.q[finished_queries().stage()];
     ptx::barrier_sync(group_barrier(), 128); // all have their last scores: queries are used up
-    stage_rows<typename Arguments::output_type, layout>(
-        tile, row_ - fragment_layout::first_row(lane_), out);
+    stage_rows<typename Arguments::output_type, layout>(tile, 16 * strip_, lane_here(), out);
     ::cuda::ptx::fence_proxy_async(::cuda::ptx::space_shared);
     ptx::barrier_sync(group_barrier(), 128);
     if (copying_warp() && lane_ == 0) {
@@ -181,9 +204,7 @@ private:
   }
 
   /// The warp that stands for its group with the copy engine.
-  __device__ bool copying_warp() const {
-    return Arguments::copies_out && threadIdx.x / 32 % 4 == 0;
-  }
+  __device__ bool copying_warp() const { return Arguments::copies_out && strip_ % 4 == 0; }
   /// Where the queries of the item before the one at hand are.
   __device__ ring_cursor<P.query_stages> finished_queries() const { return {q_cursor_.index - 1}; }
   // Turns have the barriers before.
@@ -194,29 +215,37 @@ private:
     for (;;) {
       const work_item item = smem_.take_work(work_round_++);
       if (!item.valid() || !item.sees_nothing()) return item;
-      store_unseen_rows(args_, item, item.q_tile * P.tile.q + row_,
-                        fragment_layout::first_column(lane_));
+      const int q = first_query(item, lane_), column = fragment_layout::first_column(lane_);
+      if constexpr (Arguments::carries) {
+        pass_unseen_states(args_, item, q, column);
+      } else {
+        store_unseen_rows(args_, item, q, column);
+      }
     }
   }
 
-  __device__ void exponentiate(float (&s)[score_count], const work_item& item,
-                               const item_score& score, tile_note note, online_softmax& rows,
-                               rescaling& scales) {
-    const score_origin at{item.batch, item.head, item.q_tile * P.tile.q + row_,
-                          note.tile() * P.tile.kv + fragment_layout::first_column(lane_)};
+  /// Weights of a tile's scores; see optimistic_softmax::update.
+  __device__ bool exponentiate(float (&s)[score_count], const work_item& item,
+                               const item_score& score, tile_note note, optimistic_softmax<T>& rows,
+                               weights& p, float (&factor)[2]) {
+    const auto origin = [&] {
+      const int lane = lane_here();
+      return score_origin{item.batch, item.head, first_query(item, lane),
+                          note.tile() * P.tile.kv + fragment_layout::first_column(lane)};
+    };
     if constexpr (Arguments::has_score) {
-      apply_score<score_number<T>>(s, score, args_.scale, at, args_.q_len, args_.kv_len);
+      apply_score<score_number<T>>(s, score, args_.scale, origin(), args_.q_len, args_.kv_len);
     }
     if (note.partial()) {
       slot_barriers& slot = smem_.verdict_slots[verdict_cursor_.stage()];
       slot.wait_full(verdict_cursor_.round());
-      const kept_scores<P> kept{args_, smem_.verdicts[verdict_cursor_.stage()], row_ / 16, at};
+      const kept_scores<P> kept{args_, smem_.verdicts[verdict_cursor_.stage()], strip_, origin()};
       release(slot);
       verdict_cursor_.advance();
       kept.apply(s);
     }
     const float unit = Arguments::has_score ? log2_e : args_.scale * log2_e;
-    scales.changed = rows.template update<P.lazy>(s, unit, scales.factor);
+    return rows.update(s, unit, p, factor);
   }
 
   /// S = Q Kᵀ, asynchronously.
@@ -239,10 +268,10 @@ private:
   }
 
   /// out += P V, asynchronously.
-  __device__ void multiply_values(std::uint32_t (&p)[P.tile.kv / 4], float (&out)[P.v_dim / 2]) {
+  __device__ void multiply_values(weights& p, float (&out)[P.v_dim / 2]) {
     constexpr operand_layout v = value_layout(P);
     const std::uint64_t values =
-        ptx::describe(smem_.v[v_cursor_.stage()], v.swizzle(), v.atom_bytes(), v.chunk_bytes());
+        ptx::describe(smem_.v[v_cursor().stage()], v.swizzle(), v.atom_bytes(), v.chunk_bytes());
     ptx::pin(p);
     ptx::pin(out);
     ptx::wgmma_fence();
@@ -254,9 +283,16 @@ private:
     ptx::wgmma_commit();
   }
 
-  static __device__ void pack(const float (&s)[score_count], std::uint32_t (&p)[P.tile.kv / 4]) {
-#pragma unroll
-    for (int i = 0; i < P.tile.kv / 4; ++i) p[i] = ptx::pack<T>(s[2 * i], s[2 * i + 1]);
+  /// This thread's lane, unknown until here: what follows from it is then not computed ahead, in
+  /// registers that the loop over tiles needs.
+  __device__ int lane_here() const {
+    int lane = lane_;
+    asm volatile("" : "+r"(lane));
+    return lane;
+  }
+  /// The first of the two rows of a lane.
+  __device__ int first_query(const work_item& item, int lane) const {
+    return item.q_tile * P.tile.q + 16 * strip_ + fragment_layout::first_row(lane);
   }
 
   // Turns go round the groups: barrier 1 + g holds group g back until the group before it arrives.
@@ -269,27 +305,29 @@ private:
     }
   }
 
+  /// Values are used one tile behind keys.
+  __device__ ring_cursor<P.stages> v_cursor() const { return {k_cursor_.index - 1}; }
+
   __device__ void wait_queries() { smem_.q_slots[q_cursor_.stage()].wait_full(q_cursor_.round()); }
   __device__ void wait_keys() { smem_.k_slots[k_cursor_.stage()].wait_full(k_cursor_.round()); }
-  __device__ void wait_values() { smem_.v_slots[v_cursor_.stage()].wait_full(v_cursor_.round()); }
+  __device__ void wait_values() { smem_.v_slots[v_cursor().stage()].wait_full(v_cursor().round()); }
   __device__ void release(slot_barriers& slot) {
     if (lane_ == 0) ptx::arrive(slot.empty);
   }
-  __device__ void release_keys() {
+  /// What the scores just formed were made of: the keys, and the queries if they were the last.
+  __device__ void release_scored(tile_note note) {
     release(smem_.k_slots[k_cursor_.stage()]);
     k_cursor_.advance();
-  }
-  __device__ void release_values() {
-    release(smem_.v_slots[v_cursor_.stage()]);
-    v_cursor_.advance();
+    if (note.last() && !copying_warp()) release(smem_.q_slots[q_cursor_.stage()]);
   }
 
   const Arguments& args_;
   storage& smem_;
-  int group_, lane_, row_;
+  int group_, lane_;
+  int strip_; ///< of 16 rows of the tile, this warp's
   std::uint32_t work_round_ = 0;
   ring_cursor<P.query_stages> q_cursor_;
-  ring_cursor<P.stages> k_cursor_, v_cursor_, verdict_cursor_;
+  ring_cursor<P.stages> k_cursor_, verdict_cursor_;
 };
 
 } // namespace maskring::cuda::detail::sm90

@@ -33,8 +33,7 @@ __global__ void __launch_bounds__(Arguments::policy.threads(), 1)
   constexpr forward_policy P = Arguments::policy;
   extern __shared__ __align__(1024) std::byte memory[];
   auto& smem = *reinterpret_cast<forward_storage<P>*>(memory);
-  const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0);
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const auto warp = [] { return __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0); };
 
   if (threadIdx.x == 0) {
     ptx::prefetch(args.q);
@@ -44,14 +43,14 @@ __global__ void __launch_bounds__(Arguments::policy.threads(), 1)
   }
   __syncthreads();
 
-  if (warp < 4) {
+  if (warp() < 4) {
     ptx::release_registers<P.producer_registers()>();
-    if (warp == 0 && lane == 0) produce(args, smem);
-    if (warp == 1 && lane == 0) schedule(args, smem);
-    if (warp >= 2) judge_blocks(args, smem, warp - 2);
+    if (threadIdx.x == 0) produce(args, smem);
+    if (threadIdx.x == 32) schedule(args, smem);
+    if (threadIdx.x >= 64) judge_blocks(args, smem, warp() - 2);
   } else {
     ptx::acquire_registers<P.consumer_registers()>();
-    consumer<Arguments>{args, smem, warp / 4 - 1}.run();
+    consumer<Arguments>{args, smem, warp() / 4 - 1}.run();
   }
 #endif
 }
@@ -62,13 +61,13 @@ __global__ void __launch_bounds__(Arguments::policy.threads(), 1)
 template <class Mask>
 constexpr forward_policy preferred_policy(int qk_dim, int v_dim) {
   const int dim = qk_dim > v_dim ? qk_dim : v_dim;
-  //                         qk   v    tile         stages, turns, rescaling: early, lazy
-  if (dim <= 64) return {64, 64, {192, 128}, 2, 2, true, false, true};
-  if (dim <= 96) return {96, 96, {128, 192}, 2, 2, true, false, true};
-  if (dim <= 128) return {128, 128, {128, 128}, 2, 2, true, false, true};
-  if (dim <= 192 && v_dim <= 128) return {192, 128, {128, 128}, 2, 1, false, false, true};
-  if (dim <= 192) return {192, 192, {128, 112}, 2, 1, false, false, true};
-  if (dim <= 256) return {256, 256, {128, 64}, 2, 1, false, false, true};
+  //                         qk   v    tile         stages, turns, overlap
+  if (dim <= 64) return {64, 64, {192, 128}, 4, 2, true, false};
+  if (dim <= 96) return {96, 96, {128, 192}, 2, 2, true, false};
+  if (dim <= 128) return {128, 128, {128, 128}, 2, 2, true, true};
+  if (dim <= 192 && v_dim <= 128) return {192, 128, {128, 128}, 2, 1, false, true};
+  if (dim <= 192) return {192, 192, {128, 96}, 2, 1, false, true};
+  if (dim <= 256) return {256, 256, {128, 64}, 2, 1, false, false};
   return {0, 0};
 }
 
@@ -101,24 +100,23 @@ bool supported(forward_policy policy, const inputs<T>& in, const results<O>& out
 }
 
 /// out = softmax(score(scale · q kᵀ) where mask) v and its log-sum-exp, continuing from
-/// `in.previous`; queued on `stream`.
+/// `in.previous`; queued on `stream`. If it carries, `states` says which rows begin or end open.
 /// @throws std::runtime_error if CUDA refuses the launch.
-template <forward_policy P, class T, class O, class Mask, class Score>
+template <forward_policy P, bool Carries = false, class T, class O, class Mask, class Score>
 void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
              const block_map_view& map, const Score& score, const problem& p, int* next_work,
-             cudaStream_t stream) {
+             bool accompanied, cudaStream_t stream, const row_states& states = {}) {
   static_assert(P.valid(), "maskring: no Hopper forward kernel of this shape");
   static_assert(sizeof(forward_storage<P>) <= 227 * 1024,
                 "maskring: the shape needs more shared memory than a Hopper block has");
-  using arguments = forward_arguments<P, T, O, Mask, Score>;
+  using arguments = forward_arguments<P, T, O, Mask, Score, Carries>;
 
+  // Most steps of several see everything or nothing: all query tiles take as long.
+  const bool followed = accompanied || Carries || map.rows.offsets == nullptr;
   int device = 0;
   int processors = 0;
-  int l2_bytes = 0;
   require_cuda(cudaGetDevice(&device), "cudaGetDevice");
   require_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
-               "cudaDeviceGetAttribute");
-  require_cuda(cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, device),
                "cudaDeviceGetAttribute");
 
   constexpr auto columns = [](operand_layout layout) { return layout.chunk_columns(); };
@@ -128,12 +126,22 @@ void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
   }
   arguments args{ptx::make_tensor_map(in.q, P.tile.q, columns(query_layout(P))),
                  ptx::make_tensor_map(in.k, P.tile.kv, columns(key_layout(P))),
-                 ptx::make_tensor_map(in.v, P.tile.kv, columns(value_layout(P))), copied_out,
-                 out.out, out.lse, in.previous, in.sink, map,
-                 // Two thirds of the L2 for keys and values; the rest sees queries and output pass.
-                 work_order::make(p, P.tile, processors, l2_bytes * index_t{2} / 3), next_work,
-                 mask, score, p.scale, static_cast<int>(p.q_len), static_cast<int>(p.kv_len),
-                 static_cast<int>(p.group())};
+                 ptx::make_tensor_map(in.v, P.tile.kv, columns(value_layout(P))),
+                 copied_out,
+                 out.out,
+                 out.lse,
+                 in.previous,
+                 in.sink,
+                 map,
+                 work_order::make(p, P.tile, processors, followed),
+                 next_work,
+                 mask,
+                 score,
+                 p.scale,
+                 static_cast<int>(p.q_len),
+                 static_cast<int>(p.kv_len),
+                 static_cast<int>(p.group()),
+                 states};
   const int blocks = std::min(processors, args.order.count());
   if (blocks == 0) return;
 

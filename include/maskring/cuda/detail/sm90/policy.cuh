@@ -15,13 +15,14 @@ struct forward_policy {
   int stages = 2;              ///< tiles of keys, and of values, in flight
   int query_stages = 1;        ///< query tiles: with 2 the next item's queries arrive early
   bool ping_pong = true;       ///< consumers take turns: one multiplies while another exponentiates
-  bool rescale_early = false;  ///< rescale the output before, not after, the next product with V
-  bool lazy = false;           ///< rescale only when a row's maximum has grown by 2^8
+  bool overlap = true;         ///< they also exponentiate beside their own products with V, which
+                               ///< takes registers for weights of two tiles
 
   constexpr int consumers() const { return tile.q / 64; }
   constexpr int threads() const { return 128 * (consumers() + 1); }
 
-  // setmaxnreg moves the producer's registers to the consumers; the sum stays below 65536.
+  // setmaxnreg moves the producer's registers to the consumers, who must not ask for more than the
+  // kernel starts with: 65536 over all threads, in eights for each.
   constexpr int producer_registers() const {
     return consumers() == 1 ? 56 : consumers() == 2 ? 40 : 32;
   }

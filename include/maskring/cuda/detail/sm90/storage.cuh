@@ -35,6 +35,7 @@ struct slot_barriers {
   }
   // Round r of a slot is filled after round r − 1 was emptied; before round 0 it counts as emptied.
   __device__ void wait_full(std::uint32_t round) { ptx::wait(full, round & 1); }
+  __device__ bool is_full(std::uint32_t round) { return ptx::completed(full, round & 1); }
   __device__ void wait_empty(std::uint32_t round) { ptx::wait(empty, (round & 1) ^ 1); }
 };
 
