@@ -26,7 +26,7 @@ struct block_set {
 
 /// Of every tile that the map calls full.
 struct all_blocks {
-  static constexpr bool has(int, int) { return true; }
+  static constexpr std::true_type has(int, int) { return {}; }
   static constexpr all_blocks from(int, int) { return {}; }
 };
 
@@ -45,10 +45,9 @@ struct tile_blocks {
 #pragma unroll
     for (int first = 0; first < Rows * Columns; first += 32) {
       const int block = first + static_cast<int>(threadIdx.x) % 32;
-      const verdict v = block < Rows * Columns
-                            ? ask(args, batch, head, q + block / Columns * 16,
-                                  kv + block % Columns * 16)
-                            : verdict::none;
+      const verdict v = block < Rows * Columns ? ask(args, batch, head, q + block / Columns * 16,
+                                                     kv + block % Columns * 16)
+                                               : verdict::none;
       using word = typename set::word;
       out.seen.bits |= static_cast<word>(__ballot_sync(~0u, v != verdict::none)) << first;
       out.some.bits |= static_cast<word>(__ballot_sync(~0u, v == verdict::some)) << first;
@@ -68,9 +67,10 @@ private:
   }
 };
 
-/// Bit i: whether the mask keeps entry i of a thread's 8 of a block. What lies past the ends is hidden.
+/// Bit i: whether the mask keeps entry i of a thread's 8 of a block. What lies past the ends is
+/// hidden.
 template <class Arguments>
-__device__ inline std::uint32_t kept_entries(const Arguments& args, score_origin at) {
+__device__ inline std::uint32_t kept_of_block(const Arguments& args, score_origin at) {
   std::uint32_t bits = 0;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
@@ -82,4 +82,4 @@ __device__ inline std::uint32_t kept_entries(const Arguments& args, score_origin
   return bits;
 }
 
-}  // namespace maskring::cuda::detail::sm80
+} // namespace maskring::cuda::detail::sm80
