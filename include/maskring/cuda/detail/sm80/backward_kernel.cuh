@@ -46,7 +46,8 @@ class backward_block {
     gradients_stored,
     gradients_ready,
     turn_taken,
-    queries_ready
+    queries_ready,
+    added
   };
 
 public:
@@ -100,8 +101,8 @@ private:
         step<false>(tile, walk);
       }
     }
-    __syncthreads();
     pass_on();
+    __syncthreads();
   }
 
   /// Starts copying what the group alone reads to the end of a step: the weights' group output
@@ -162,8 +163,8 @@ private:
     };
     if constexpr (Arguments::has_score) {
       work.hand_over(s);
-      __syncthreads();
       pass_on();
+      __syncthreads();
       if constexpr (P.stages == 2) fetch_next();
       work.finish(s, seen, kept);
       __syncthreads();
@@ -173,8 +174,8 @@ private:
       ptx::barrier_arrive(weights_ready, threads);
       if constexpr (P.stages == 2) fetch_next();
     } else {
-      ptx::barrier_sync(weights_ready, threads);
       pass_on(); // only now: what was added has long arrived, the fence is short
+      ptx::barrier_sync(weights_ready, threads);
       if constexpr (P.stages == 2) fetch_next();
       work.differentiate(s, seen);
       ptx::barrier_sync(gradients_stored, group_threads);
@@ -199,7 +200,10 @@ private:
       }
     }
     add_to_queries(q_tile, tile.seen);
-    if (args_.ordered) pending_ = q_tile;
+    if (args_.ordered) {
+      pending_ = q_tile;
+      if (me_.warp != P.warps - 1) ptx::barrier_arrive(added, threads);
+    }
     if constexpr (in_step) {
       ptx::wait_copies<0>();
       __syncthreads();
@@ -260,11 +264,12 @@ private:
     }
   }
 
-  /// Lets the next block add to the query tile that this block added to in its last step. After a
-  /// barrier that followed.
+  /// Lets the next block add to the query tile that this block added to in its last step. The last
+  /// warp does so where it would wait anyway, when all warps have added.
   __device__ void pass_on() {
-    if (pending_ >= 0 && threadIdx.x == threads - 1) {
-      dq_turn::pass_on(args_.dq_done + row_of(pending_), kv_tile_);
+    if (pending_ >= 0 && me_.warp == P.warps - 1) {
+      ptx::barrier_sync(added, threads);
+      if (at::lane() == 0) dq_turn::pass_on(args_.dq_done + row_of(pending_), kv_tile_);
     }
     pending_ = -1;
   }
