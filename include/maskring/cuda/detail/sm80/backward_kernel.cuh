@@ -334,11 +334,15 @@ template <class Arguments>
 __global__ void __launch_bounds__(Arguments::policy.threads(), 1)
     backward_kernel(const __grid_constant__ Arguments args) {
   extern __shared__ __align__(128) std::byte memory[];
-  // Blocks take their work in the order in which they begin, so that nobody waits for a block that
-  // has not begun.
-  __shared__ int unit;
-  if (threadIdx.x == 0) unit = atomicAdd(args.next_unit, 1);
-  __syncthreads();
+  int unit = static_cast<int>(blockIdx.x);
+  if (args.ordered) {
+    // Blocks take their work in the order in which they begin, so that nobody waits for a block that
+    // has not begun.
+    __shared__ int taken;
+    if (threadIdx.x == 0) taken = atomicAdd(args.next_unit, 1);
+    __syncthreads();
+    unit = taken;
+  }
   backward_block<Arguments>{args, static_cast<std::uint32_t>(__cvta_generic_to_shared(memory)),
                             unit}
       .run();
