@@ -32,7 +32,7 @@ class backward_block {
   using q_layout = typename at::q_layout;
   using k_layout = typename at::k_layout;
   using score_layout = typename at::score_layout;
-  using tile_blocks = sm80::tile_blocks<P.tile.q / 16, P.tile.kv / 16>;
+  using blocks = tile_blocks<P.tile.q / 16, P.tile.kv / 16>;
   using score_work = backward_scores<Arguments>;
   static constexpr int threads = at::threads;
   static constexpr int group_threads = at::group_threads;
@@ -87,12 +87,13 @@ private:
                                     args_.q_tiles};
     if (!walk.done()) fetch(walk.tile(), stage_);
     ptx::commit_copies();
-    look_ahead(walk);
     ptx::wait_copies<0>();
     __syncthreads();
+    const bool last_keys = (kv_tile_ + 1) * P.tile.kv > args_.kv_len;
     while (!walk.done()) {
       const int tile = walk.tile();
-      const bool masked = is_masked(walk);
+      const bool masked = walk.partial() || last_keys ||
+                          (Arguments::has_score && (tile + 1) * P.tile.q > args_.q_len);
       walk.advance();
       if (masked) {
         step<true>(tile, walk);
@@ -127,9 +128,19 @@ private:
 
   template <bool Masked>
   __device__ void step(int q_tile, const tile_walk<direction::down>& next) {
-    const score_work work = work_at(q_tile);
-    const auto [blocks, kept] = visible<Masked>();
-    const auto seen = blocks.from(me_.score_row() / 16, me_.score_column() / 16);
+    const score_origin origin{
+        batch_, head_, q_tile * P.tile.q + me_.score_row() + fragment_layout::first_row(at::lane()),
+        kv_tile_ * P.tile.kv + me_.score_column() + fragment_layout::first_column(at::lane())};
+    const score_work work{args_, me_, shared_, stage_, origin};
+    const auto tile = look_at<Masked>(q_tile);
+    const auto kept = [&] {
+      if constexpr (Masked) {
+        return work.look_at_entries(tile.some);
+      } else {
+        return typename score_work::all_entries{};
+      }
+    }();
+    const auto seen = tile.seen.from(me_.score_row() / 16, me_.score_column() / 16);
 
     typename at::scores s = {};
     const block_reader<q_layout, false> left{
@@ -173,7 +184,7 @@ private:
 
     int* const counter = args_.dq_done + row_of(q_tile);
     if (keeps_turn) turn.look(args_.map, counter);
-    add_to_keys(blocks);
+    add_to_keys(tile.seen);
     if (keeps_turn) turn.wait(args_.map, counter, kv_tile_, args_.kv_tiles_per_map_tile);
     if constexpr (in_step) {
       __syncthreads();
@@ -188,12 +199,11 @@ private:
         ptx::barrier_sync(turn_taken, threads); // the next output gradients are there, too
       }
     }
-    add_to_queries(q_tile, blocks);
+    add_to_queries(q_tile, tile.seen);
     if (args_.ordered) {
       pending_ = q_tile;
       if (me_.warp != P.warps - 1) ptx::barrier_arrive(added, threads);
     }
-    look_ahead(next);
     if constexpr (in_step) {
       ptx::wait_copies<0>();
       __syncthreads();
@@ -203,39 +213,17 @@ private:
     if constexpr (P.stages == 2) stage_ = 1 - stage_;
   }
 
-  /// Whether the walk has come to a tile of which something is hidden, or lies past the ends.
-  __device__ bool is_masked(const tile_walk<direction::down>& walk) const {
-    return walk.partial() || (kv_tile_ + 1) * P.tile.kv > args_.kv_len ||
-           (Arguments::has_score && (walk.tile() + 1) * P.tile.q > args_.q_len);
-  }
-
-  /// Asks the mask about the next tile if that is masked: warps would wait here anyway.
-  __device__ void look_ahead(const tile_walk<direction::down>& next) {
-    if (next.done() || !is_masked(next)) return;
-    const auto blocks =
-        tile_blocks::of(args_, batch_, head_, next.tile() * P.tile.q, kv_tile_ * P.tile.kv);
-    ahead_ = {blocks.seen, work_at(next.tile()).look_at_entries(blocks.some)};
-  }
-
-  /// What the mask leaves of the tile.
+  /// What the mask leaves of the tile's blocks.
   template <bool Masked>
-  __device__ auto visible() const {
+  __device__ auto look_at(int q_tile) const {
     if constexpr (Masked) {
-      return ahead_;
+      return blocks::of(args_, batch_, head_, q_tile * P.tile.q, kv_tile_ * P.tile.kv);
     } else {
-      struct {
-        all_blocks blocks;
-        typename score_work::all_entries kept;
-      } all;
-      return all;
+      struct all {
+        all_blocks seen{};
+      };
+      return all{};
     }
-  }
-
-  __device__ score_work work_at(int q_tile) const {
-    return {args_, me_, shared_, stage_,
-            {batch_, head_,
-             q_tile * P.tile.q + me_.score_row() + fragment_layout::first_row(at::lane()),
-             kv_tile_ * P.tile.kv + me_.score_column() + fragment_layout::first_column(at::lane())}};
   }
 
   /// dv += weightsᵀ · dout, or dk += gradientsᵀ · q.
@@ -269,10 +257,6 @@ private:
     float* sums = args_.dq_sums + row_of(q_tile) * (P.tile.q * P.dim) + 4 * threadIdx.x;
 #pragma unroll
     for (int m = 0; m < at::q_rows; ++m) {
-      bool any = false;
-#pragma unroll
-      for (int inner = 0; inner < P.tile.kv / 16; ++inner) any |= own.has(m * at::q_q, inner);
-      if (!any) continue;
 #pragma unroll
       for (int n = 0; n < 2 * at::q_columns; ++n) {
         ptx::add_to_global(sums + (m * 2 * at::q_columns + n) * 4 * threads, dq[m] + 4 * n);
@@ -323,10 +307,6 @@ private:
   int head_ = 0;
   int stage_ = 0;
   int pending_ = -1; ///< the query tile that was added to last, until that is passed on
-  struct {
-    typename tile_blocks::set blocks;
-    typename score_work::kept_entries kept;
-  } ahead_;                      ///< of the next tile if it is masked
   float sums_[at::k_rows][8 * at::k_columns] = {}; ///< of dv or dk
 };
 
@@ -334,15 +314,11 @@ template <class Arguments>
 __global__ void __launch_bounds__(Arguments::policy.threads(), 1)
     backward_kernel(const __grid_constant__ Arguments args) {
   extern __shared__ __align__(128) std::byte memory[];
-  int unit = static_cast<int>(blockIdx.x);
-  if (args.ordered) {
-    // Blocks take their work in the order in which they begin, so that nobody waits for a block that
-    // has not begun.
-    __shared__ int taken;
-    if (threadIdx.x == 0) taken = atomicAdd(args.next_unit, 1);
-    __syncthreads();
-    unit = taken;
-  }
+  // Blocks take their work in the order in which they begin, so that nobody waits for a block that
+  // has not begun.
+  __shared__ int unit;
+  if (threadIdx.x == 0) unit = atomicAdd(args.next_unit, 1);
+  __syncthreads();
   backward_block<Arguments>{args, static_cast<std::uint32_t>(__cvta_generic_to_shared(memory)),
                             unit}
       .run();

@@ -239,7 +239,7 @@ private:
   const at& me_;
   std::uint32_t shared_;
   int stage_;
-  score_origin origin_;
+  const score_origin& origin_;
 };
 
 } // namespace maskring::cuda::detail::sm80
