@@ -21,6 +21,8 @@ class backward_scores {
   using at = backward_warps<P>;
   using layout = typename at::score_layout;
   using scores = typename at::scores;
+  /// Rows of blocks that a warp makes weights of, see hand_over.
+  static constexpr int rows = Arguments::has_score ? at::s_rows / 2 : at::s_rows;
 
 public:
   /// `origin` is where the thread's first score lies.
@@ -28,9 +30,10 @@ public:
                              const score_origin& origin)
       : args_{args}, me_{me}, shared_{shared}, stage_{stage}, origin_{origin} {}
 
-  /// The entries that the mask keeps: bits, 8 to a block.
+  /// The entries that the mask keeps of the rows that the warp makes weights of: bits, 8 to a
+  /// block.
   struct kept_entries {
-    std::uint32_t word[(at::s_rows * at::s_columns + 3) / 4] = {};
+    std::uint32_t word[(rows * at::s_columns + 3) / 4] = {};
 
     __device__ bool has(int m, int n, int i) const {
       const int block = m * at::s_columns + n;
@@ -48,9 +51,8 @@ public:
     if (!Arguments::has_score && !me_.of_weights()) return out;
     const auto own = some.from(me_.score_row() / 16, me_.score_column() / 16);
 #pragma unroll 1
-    for (int block = 0; block < at::s_rows * at::s_columns; ++block) {
-      const int m = block / at::s_columns, n = block % at::s_columns;
-      if (Arguments::has_score && !finishes(m)) continue;
+    for (int block = 0; block < rows * at::s_columns; ++block) {
+      const int m = first_row() + block / at::s_columns, n = block % at::s_columns;
       std::uint32_t bits = 0xff;
       if (own.has(m * at::s_q, n * at::s_kv)) bits = kept_of_block(args_, block_origin(m, n));
 #pragma unroll
@@ -112,30 +114,35 @@ public:
     }
   }
 
-  // With a score modifier a thread needs both products of a pair. Each group finishes half of the
-  // rows, and hands its products of the others over.
+  // With a score modifier a thread needs both products of a pair. The weights' group finishes the
+  // upper half of the rows, the other the lower, and each hands its products of the others over.
 
   /// Leaves products in the places of weights and gradients: rounded to 16 bits, and what that took
   /// off.
   __device__ void hand_over(const scores& s) const {
+    static_assert(at::s_rows % 2 == 0);
     const auto upper = writer(P.p_at());
     const auto lower = writer(P.ds_at());
+    const int first = (rows - first_row()) * at::s_q;
 #pragma unroll
-    for (int m = 0; m < at::s_rows; ++m) {
-      if (finishes(m)) continue;
+    for (int m = 0; m < rows; ++m) {
 #pragma unroll
       for (int n = 0; n < at::s_columns; ++n) {
         std::uint32_t high[4], low[4];
 #pragma unroll
         for (int w = 0; w < 4; ++w) {
-          const float* const x = s[m] + 8 * n + 2 * w;
-          float rounded[2];
+          float x[2], rounded[2];
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            const int i = 8 * n + 2 * w + j;
+            x[j] = me_.of_weights() ? s[m + rows][i] : s[m][i];
+          }
           high[w] = ptx::pack<bfloat16>(x[0], x[1]);
           ptx::unpack<bfloat16>(high[w], rounded[0], rounded[1]);
           low[w] = ptx::pack<bfloat16>(x[0] - rounded[0], x[1] - rounded[1]);
         }
-        upper.store(high, m * at::s_q, n * at::s_kv);
-        lower.store(low, m * at::s_q, n * at::s_kv);
+        upper.store(high, first + m * at::s_q, n * at::s_kv);
+        lower.store(low, first + m * at::s_q, n * at::s_kv);
       }
     }
   }
@@ -143,33 +150,35 @@ public:
   /// When the other group has handed over its part.
   template <class Set, class Kept>
   __device__ void finish(const scores& s, const Set& seen, const Kept& kept) const {
+    const int first = first_row();
 #pragma unroll
-    for (int m = 0; m < at::s_rows; ++m) {
-      if (!finishes(m)) continue;
+    for (int m = 0; m < rows; ++m) {
+      const int row = (first + m) * at::s_q;
       float lse[2], delta[2];
-      load_rows(lse, at::lse_at(stage_), m);
-      load_rows(delta, at::delta_at(stage_), m);
+      load_rows(lse, at::lse_at(stage_), first + m);
+      load_rows(delta, at::delta_at(stage_), first + m);
 #pragma unroll
       for (int n = 0; n < at::s_columns; ++n) {
-        if (!seen.has(m * at::s_q, n * at::s_kv)) continue;
+        if (!seen.has(row, n * at::s_kv)) continue;
         std::uint32_t high[4], low[4];
-        reader(P.p_at()).load(high, m * at::s_q, n * at::s_kv);
-        reader(P.ds_at()).load(low, m * at::s_q, n * at::s_kv);
+        reader(P.p_at()).load(high, row, n * at::s_kv);
+        reader(P.ds_at()).load(low, row, n * at::s_kv);
         float p[8], ds[8];
 #pragma unroll
         for (int i = 0; i < 8; i += 2) {
           float x[2], y[2];
           ptx::unpack<bfloat16>(high[i / 2], x[0], x[1]);
           ptx::unpack<bfloat16>(low[i / 2], y[0], y[1]);
+#pragma unroll
           for (int j = 0; j < 2; ++j) {
-            const float mine = s[m][8 * n + i + j], other = x[j] + y[j];
-            p[i + j] = me_.of_weights() ? mine : other;
-            ds[i + j] = me_.of_weights() ? other : mine;
+            const float other = x[j] + y[j];
+            p[i + j] = me_.of_weights() ? s[m][8 * n + i + j] : other;
+            ds[i + j] = me_.of_weights() ? other : s[m + rows][8 * n + i + j];
           }
         }
-        modify(p, ds, lse, delta, m, n, kept);
-        store(writer(P.p_at()), p, m, n);
-        store(writer(P.ds_at()), ds, m, n);
+        modify(p, ds, lse, delta, block_origin(first + m, n), kept, m, n);
+        store(writer(P.p_at()), p, first + m, n);
+        store(writer(P.ds_at()), ds, first + m, n);
       }
     }
   }
@@ -178,8 +187,8 @@ private:
   /// A block's raw products become weights and gradients.
   template <class Kept>
   __device__ void modify(float (&p)[8], float (&ds)[8], const float (&lse)[2],
-                         const float (&delta)[2], int m, int n, const Kept& kept) const {
-    const score_origin o = block_origin(m, n);
+                         const float (&delta)[2], const score_origin& o, const Kept& kept, int m,
+                         int n) const {
     const auto score = score_at(args_.score, o.batch, o.head);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -201,8 +210,8 @@ private:
     }
   }
 
-  /// Whether this warp's group makes weights and gradients of row m of blocks.
-  __device__ bool finishes(int m) const { return (m < (at::s_rows + 1) / 2) == me_.of_weights(); }
+  /// The first row of blocks that this warp makes weights of.
+  __device__ int first_row() const { return Arguments::has_score && !me_.of_weights() ? rows : 0; }
 
   __device__ auto reader(int tile) const {
     return block_reader<layout, false>{shared_ + tile, me_.score_row(), me_.score_column() / 8};
