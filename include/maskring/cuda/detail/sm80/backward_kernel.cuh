@@ -276,8 +276,23 @@ private:
 
   __device__ void finish() const {
     const row_store to = me_.of_weights() ? args_.dv : args_.dk;
+    // The usual case has code of its own: among the others, its instructions would lie far apart.
+    if (!to.is_float && to.vectors) {
+      each_row_of_sums([&](int row, int column, const float(&value)[8]) {
+        store_quad_vectors<T>(to, batch_, kv_head_, row, column, value);
+      });
+    } else {
+      each_row_of_sums([&](int row, int column, const float(&value)[8]) {
+        store_quad<T>(to, batch_, kv_head_, row, column, value);
+      });
+    }
+  }
+
+  template <class Store>
+  __device__ void each_row_of_sums(const Store& store) const {
     const float scale = me_.of_weights() ? 1.0f : args_.scale;
-    const int row = kv_tile_ * P.tile.kv + me_.key_row() + fragment_layout::first_row(at::lane());
+    const int row =
+        kv_tile_ * P.tile.kv + me_.key_row() + fragment_layout::first_row(at::lane());
 #pragma unroll
     for (int m = 0; m < at::k_rows; ++m) {
 #pragma unroll
@@ -289,8 +304,7 @@ private:
           for (int i = 0; i < 8; ++i) {
             value[i] = sums_[m][8 * n + 4 * (i / 2) + 2 * r + i % 2] * scale;
           }
-          store_quad<T>(to, batch_, kv_head_, row + 16 * m * at::k_kv + 8 * r,
-                        me_.key_column() + 16 * n, value);
+          store(row + 16 * m * at::k_kv + 8 * r, me_.key_column() + 16 * n, value);
         }
       }
     }
