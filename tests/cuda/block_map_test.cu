@@ -22,7 +22,9 @@ namespace {
 
 class on_stream {
 public:
-  on_stream() { cuda::detail::require_cuda(cudaStreamCreate(&stream_), "cudaStreamCreate"); }
+  on_stream() {
+    maskring::cuda::detail::require_cuda(cudaStreamCreate(&stream_), "cudaStreamCreate");
+  }
   ~on_stream() { cudaStreamDestroy(stream_); }
   cudaStream_t stream() const { return stream_; }
 
@@ -76,6 +78,34 @@ void check_same(const block_map& found, const block_map& expected) {
   check_same(found.columns(), expected.columns());
 }
 
+// Every layer's query tiles once each, those with most to do first and equal ones last to first.
+void check_longest(const on_stream& exec, const maskring::cuda::block_map& map,
+                   const block_map& expected) {
+  const block_map_view& sizes = expected.view();
+  const auto q_tiles = static_cast<std::size_t>(sizes.q_tiles());
+  std::vector<std::int32_t> order(expected.rows().offsets.size() - 1);
+  cudaStreamSynchronize(exec.stream());
+  REQUIRE(cudaMemcpy(order.data(), map.view().longest, order.size() * sizeof(std::int32_t),
+                     cudaMemcpyDeviceToHost) == cudaSuccess);
+  for (std::size_t layer = 0; layer < order.size() / q_tiles; ++layer) {
+    std::vector<bool> seen(q_tiles);
+    std::pair before{sizes.kv_tiles(), sizes.q_tiles()};
+    for (std::size_t rank = 0; rank < q_tiles; ++rank) {
+      const auto tile = static_cast<std::size_t>(order[layer * q_tiles + rank]);
+      REQUIRE(tile < q_tiles);
+      REQUIRE(!seen[tile]);
+      seen[tile] = true;
+      std::pair here{0, static_cast<int>(tile)};
+      const auto row = static_cast<index_t>(layer * q_tiles + tile);
+      for (const tile_run* run = sizes.rows.begin(row); run != sizes.rows.end(row); ++run) {
+        here.first += run->count();
+      }
+      CHECK(here < before);
+      before = here;
+    }
+  }
+}
+
 // The map built on the device against the host's, run for run. Two masks, because tables are read
 // from the memory of the side that builds.
 template <class Mask>
@@ -85,14 +115,20 @@ void check_build(const Mask& on_device, const Mask& on_host, const map_shape& sh
                    << ", tile " << tile.q << " x " << tile.kv);
   const on_stream exec;
   const block_map expected = make_block_map(on_host, shape, tile);
-  check_same(cuda::make_block_map(exec, on_device, shape, tile).download(exec), expected);
+  const maskring::cuda::block_map built =
+      maskring::cuda::make_block_map(exec, on_device, shape, tile);
+  check_same(built.download(exec), expected);
 
   const auto runs =
       static_cast<index_t>(expected.rows().runs.size() + expected.columns().runs.size());
-  const cuda::run_bound bound{runs, expected.view().batch > 1, expected.view().heads > 1};
-  const cuda::block_map bounded = cuda::make_block_map(exec, on_device, shape, tile, bound);
+  const maskring::cuda::run_bound bound{runs, expected.view().batch > 1, expected.view().heads > 1};
+  const maskring::cuda::block_map bounded =
+      maskring::cuda::make_block_map(exec, on_device, shape, tile, bound);
   bounded.check(exec);
   check_same(bounded.download(exec), expected);
+  if (shape.batch * shape.heads * shape.q_len * shape.kv_len == 0) return;
+  check_longest(exec, built, expected);
+  check_longest(exec, bounded, expected);
 }
 
 template <class Mask>
@@ -164,13 +200,13 @@ TEST_CASE("device block maps of masks that read tables") {
   const on_stream exec;
   const auto docs =
       mask::document_table::from_lengths(std::vector<int>{30, 1, 0, 64, 100, 22, 300});
-  const cuda::device_table device_docs{exec, docs};
+  const maskring::cuda::device_table device_docs{exec, docs};
   const mask::int_table lengths_of_batch{std::vector<int>{100, 3, 217}, 3};
-  const cuda::device_table device_lengths{exec, lengths_of_batch};
+  const maskring::cuda::device_table device_lengths{exec, lengths_of_batch};
   std::vector<int> flags(600);
   for (const std::size_t i : {3u, 150u, 151u, 152u, 400u}) flags[i] = 1;
   const mask::int_table marked{flags, 600};
-  const cuda::device_table device_marked{exec, marked};
+  const maskring::cuda::device_table device_marked{exec, marked};
   cudaStreamSynchronize(exec.stream());
   for (const tile_shape tile : tiles) {
     for (const index_t length : {index_t{1}, index_t{217}, index_t{517}}) {
@@ -189,7 +225,7 @@ TEST_CASE("device block maps of masks that read tables") {
 TEST_CASE("device block maps of the context-parallel rewrite") {
   const on_stream exec;
   const auto docs = mask::document_table::from_lengths(std::vector<int>{300, 77, 500, 123});
-  const cuda::device_table device_docs{exec, docs};
+  const maskring::cuda::device_table device_docs{exec, docs};
   cudaStreamSynchronize(exec.stream());
   const auto check_layout = [&](const auto& layout) {
     for (int rank = 0; rank < layout.ranks(); ++rank) {
@@ -232,7 +268,8 @@ TEST_CASE("empty sequences have empty device block maps") {
 TEST_CASE("a bound that does not suffice gives a map that is right, and is reported") {
   const on_stream exec;
   const map_shape shape{1, 2, 500, 700};
-  cuda::block_map map = cuda::make_block_map(exec, checkered{}, shape, {16, 16}, {150});
+  maskring::cuda::block_map map =
+      maskring::cuda::make_block_map(exec, checkered{}, shape, {16, 16}, {150});
   CHECK_THROWS_AS(map.check(exec), std::length_error);
   check_dense(map.download(exec));
   map.rebuild(exec, mask::causal{});
@@ -243,19 +280,20 @@ TEST_CASE("a bound that does not suffice gives a map that is right, and is repor
   CHECK_THROWS_AS(map.check(exec), std::invalid_argument);
   check_dense(map.download(exec));
   CHECK_THROWS_AS(map.rebuild(exec, scattered{}), std::invalid_argument);
-  CHECK_THROWS_AS(
-      cuda::make_block_map(exec, mask::causal{}, shape, {16, 16}).rebuild(exec, mask::causal{}),
-      std::invalid_argument);
+  CHECK_THROWS_AS(maskring::cuda::make_block_map(exec, mask::causal{}, shape, {16, 16})
+                      .rebuild(exec, mask::causal{}),
+                  std::invalid_argument);
 }
 
 TEST_CASE("rows and columns never contradict each other, whatever the mask answers") {
   const on_stream exec;
   const map_shape shape{1, 1, 500, 700};
-  cuda::block_map map = cuda::make_block_map(exec, contradictory{}, shape, {16, 16}, {1000});
+  maskring::cuda::block_map map =
+      maskring::cuda::make_block_map(exec, contradictory{}, shape, {16, 16}, {1000});
   CHECK(contradictory{}(0, 0, 1, 1));
   CHECK_THROWS_AS(map.check(exec), std::invalid_argument);
   check_dense(map.download(exec));
-  CHECK_THROWS_AS(cuda::make_block_map(exec, contradictory{}, shape, {16, 16}),
+  CHECK_THROWS_AS(maskring::cuda::make_block_map(exec, contradictory{}, shape, {16, 16}),
                   std::invalid_argument);
 }
 
@@ -264,9 +302,10 @@ TEST_CASE("a rebuild is captured in a CUDA graph and follows its tables") {
   const map_shape shape{1, 1, 600, 600};
   const auto first = mask::document_table::from_lengths(std::vector<int>{300, 300});
   const auto second = mask::document_table::from_lengths(std::vector<int>{100, 500});
-  const cuda::device_table table{exec, first};
+  const maskring::cuda::device_table table{exec, first};
   const mask::document mask{table.view(), mask::causal{}};
-  cuda::block_map map = cuda::make_block_map(exec, mask, shape, {16, 16}, {400});
+  maskring::cuda::block_map map =
+      maskring::cuda::make_block_map(exec, mask, shape, {16, 16}, {400});
   cudaGraph_t graph;
   cudaGraphExec_t replay;
   REQUIRE(cudaStreamBeginCapture(exec.stream(), cudaStreamCaptureModeThreadLocal) == cudaSuccess);
@@ -289,13 +328,14 @@ TEST_CASE("block maps go to the device and back") {
   const on_stream exec;
   for (const map_shape& shape : {map_shape{2, 3, 300, 500}, map_shape{1, 1, 0, 500}}) {
     const block_map map = make_block_map(scattered{}, shape, {16, 16});
-    check_same(cuda::upload(exec, map).download(exec), map);
+    check_same(maskring::cuda::upload(exec, map).download(exec), map);
   }
 }
 
 TEST_CASE("sizes that make no map are refused, as on the host") {
   const on_stream exec;
-  CHECK_THROWS_AS(cuda::make_block_map(exec, mask::full{}, {1, 1, -1, 4}), std::invalid_argument);
-  CHECK_THROWS_AS(cuda::make_block_map(exec, mask::full{}, {1, 1, 4, 4}, {0, 4}),
+  CHECK_THROWS_AS(maskring::cuda::make_block_map(exec, mask::full{}, {1, 1, -1, 4}),
+                  std::invalid_argument);
+  CHECK_THROWS_AS(maskring::cuda::make_block_map(exec, mask::full{}, {1, 1, 4, 4}, {0, 4}),
                   std::invalid_argument);
 }

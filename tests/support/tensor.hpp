@@ -30,7 +30,9 @@ public:
   explicit tensor(const std::array<index_t, Rank>& shape, layout order = layout::dense) {
     std::array<int, Rank> dims; // from the innermost outwards
     for (int d = 0; d < Rank; ++d) dims[d] = Rank - 1 - d;
-    if (order == layout::swapped && Rank >= 3) std::swap(dims[Rank - 2], dims[Rank - 3]);
+    if constexpr (Rank >= 3) {
+      if (order == layout::swapped) std::swap(dims[Rank - 2], dims[Rank - 3]);
+    }
     index_t stride = 1;
     for (int d : dims) {
       view_.extents[d] = shape[d];

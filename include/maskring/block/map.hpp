@@ -48,6 +48,8 @@ struct map_shape {
 struct block_map_view {
   tile_rows rows;    ///< per tile of queries, the runs of key tiles
   tile_rows columns; ///< per tile of keys, the runs of query tiles
+  /// Per layer, its tiles of queries, those with the most tiles of keys first; null: not known.
+  const std::int32_t* longest = nullptr;
   index_t q_len = 0;
   index_t kv_len = 0;
   int batch = 1; ///< 1: shared by all batch entries

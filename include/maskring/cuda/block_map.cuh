@@ -4,6 +4,7 @@
 
 #include <maskring/block/map.hpp>
 #include <maskring/cuda/detail/block_map/build.cuh>
+#include <maskring/cuda/detail/block_map/longest.cuh>
 
 #include <stdexcept>
 
@@ -60,6 +61,7 @@ public:
     const detail::build_memory memory = memory_of(builder);
     builder.count(exec.stream(), mask, scratch_, memory);
     builder.write(exec.stream(), mask, scratch_, memory);
+    find_longest(exec.stream());
   }
 
   /// Waits for the stream and reports whether the last rebuild() made the map of its mask.
@@ -100,7 +102,7 @@ public:
     by_row.runs.assign(runs.begin(), runs.begin() + *middle);
     by_column.runs.assign(runs.begin() + *middle, runs.end());
     for (std::int32_t& offset : by_column.offsets) offset -= *middle;
-    return {view_, std::move(by_row), std::move(by_column)};
+    return {grid_.sizes, std::move(by_row), std::move(by_column)};
   }
 
   template <class Executor, mask_mod Mask>
@@ -122,15 +124,23 @@ private:
   void allocate(cudaStream_t stream, index_t runs) {
     detail::placement placed;
     const std::size_t offsets_at = placed.add<std::int32_t>(grid_.lines() + 1);
+    const std::size_t longest_at = placed.add<std::int32_t>(grid_.rows());
+    work_at_ = placed.add<int>(grid_.rows());
     const std::size_t runs_at = placed.add<tile_run>(runs);
     result_ = detail::device_buffer{stream, placed.bytes()};
     view_.rows = {result_.at<std::int32_t>(offsets_at), result_.at<tile_run>(runs_at)};
     view_.columns = {view_.rows.offsets + grid_.rows(), view_.rows.runs};
+    if (!grid_.empty()) view_.longest = result_.at<std::int32_t>(longest_at);
     capacity_ = runs;
     if (grid_.empty()) {
       detail::require_cuda(cudaMemsetAsync(result_.at<void>(0), 0, result_.bytes(), stream),
                            "cudaMemsetAsync");
     }
+  }
+
+  void find_longest(cudaStream_t stream) const {
+    detail::find_longest(stream, view_, result_.at<int>(work_at_),
+                         const_cast<std::int32_t*>(view_.longest));
   }
 
   template <mask_mod Mask>
@@ -161,6 +171,7 @@ private:
 
   detail::line_grid grid_;
   detail::device_buffer result_, scratch_;
+  std::size_t work_at_ = 0; ///< tiles of each row, for find_longest
   index_t capacity_ = 0;
   block_map_view view_;
 };
@@ -202,6 +213,7 @@ block_map make_block_map(const Executor& exec, const Mask& mask, const map_shape
     map.allocate(stream, static_cast<index_t>(runs));
     builder.write(stream, mask, map.scratch_, map.memory_of(builder));
   }
+  map.find_longest(stream);
   map.scratch_ = {};
   return map;
 }
@@ -238,6 +250,7 @@ block_map upload(const Executor& exec, const maskring::block_map& map) {
                   exec.stream());
   block_map::copy(const_cast<tile_run*>(out.view_.rows.runs), runs.data(), runs.size(),
                   exec.stream());
+  if (!grid.empty()) out.find_longest(exec.stream());
   return out;
 }
 

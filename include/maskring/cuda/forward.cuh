@@ -37,7 +37,7 @@ void run_forward(const Executor& exec, const inputs<T>& in, const results<O>& ou
         sm90::compiled_for_hopper()) {
       const auto hopper = [&](const block_map_view& tiles) {
         exec.workspace().reserve(1, exec.stream());
-        sm90::forward<shape>(in, out, mask, tiles, score, p, exec.workspace().counters(), nullptr,
+        sm90::forward<shape>(in, out, mask, tiles, score, p, exec.workspace().counters(),
                              exec.stream());
       };
       if (map != nullptr) {

@@ -117,7 +117,7 @@ struct document {
     const bool together = id == docs.ids[kv_at];
     const bool kept =
         static_cast<bool>(inner(b, h, q_at - start, (together ? kv_at : q_at) - start));
-    return together & kept & (q == q_at) & (kv == kv_at) & (docs.tokens > 0);
+    return together & kept & has(q) & has(kv);
   }
 
   constexpr kleene operator()(range b, range h, range q, range kv) const {
@@ -145,6 +145,11 @@ struct document {
   }
 
   friend bool operator==(const document&, const document&) = default;
+
+private:
+  // Not by comparing the token with the clamped one: ptxas 13.0 makes one VIMNMX.RELU of clamp and
+  // comparison, and its predicate is wrong.
+  constexpr bool has(int token) const { return (token >= 0) & (token < docs.tokens); }
 };
 
 document(document_view)->document<full>;

@@ -7,6 +7,9 @@
 #include <maskring/cuda/detail/block_map/ranges.cuh>
 #include <maskring/cuda/detail/block_map/runs.cuh>
 
+#include <cub/block/block_reduce.cuh>
+#include <cub/block/block_scan.cuh>
+
 #include <limits>
 
 namespace maskring::cuda::detail {
@@ -38,29 +41,10 @@ struct build_memory {
   index_t capacity;
 };
 
-/// The sum of `value` over the threads before this one, and over all of the block.
 template <class T>
-struct block_sum {
-  T before, all;
-
-  __device__ static block_sum of(T value) {
-    __shared__ T warp_sums[builder_threads / 32];
-    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-    T sum = value;
-    for (int step = 1; step < 32; step *= 2) {
-      const T other = __shfl_up_sync(0xffffffffu, sum, step);
-      if (lane >= step) sum += other;
-    }
-    if (lane == 31) warp_sums[warp] = sum;
-    __syncthreads();
-    block_sum out{sum - value, 0};
-    for (int w = 0; w < builder_threads / 32; ++w) {
-      if (w < warp) out.before += warp_sums[w];
-      out.all += warp_sums[w];
-    }
-    return out;
-  }
-};
+using builder_scan = cub::BlockScan<T, builder_threads>;
+template <class T>
+using builder_sum = cub::BlockReduce<T, builder_threads>;
 
 template <mask_mod Mask>
 __global__ void find_depends(range_source<Mask> source, map_shape shape, build_status* status) {
@@ -88,12 +72,15 @@ __global__ void __launch_bounds__(builder_threads)
     starts = counter.starts();
     tiles = counter.fingerprint();
   }
-  const auto sum = block_sum<std::int32_t>::of(starts);
-  tiles = block_sum<unsigned long long>::of(tiles).all;
-  if (item < grid.items()) memory.before[item] = sum.before;
+  __shared__ typename builder_scan<std::int32_t>::TempStorage scan;
+  __shared__ typename builder_sum<unsigned long long>::TempStorage sum;
+  std::int32_t before = 0, total = 0;
+  builder_scan<std::int32_t>{scan}.ExclusiveSum(starts, before, total);
+  tiles = builder_sum<unsigned long long>{sum}.Sum(tiles);
+  if (item < grid.items()) memory.before[item] = before;
   if (threadIdx.x == 0) {
-    memory.totals[blockIdx.x] = sum.all;
-    atomicAdd(&memory.status->runs, static_cast<unsigned long long>(sum.all));
+    memory.totals[blockIdx.x] = total;
+    atomicAdd(&memory.status->runs, static_cast<unsigned long long>(total));
     atomicAdd(&memory.status->difference, tiles);
   }
 }
@@ -106,9 +93,13 @@ __global__ void __launch_bounds__(builder_threads)
     write_runs(Source source, line_grid grid, build_memory memory) {
   const build_status status = *memory.status;
   const bool fits = status.fits(grid, memory.capacity);
-  std::int32_t below = 0;
-  for (unsigned i = threadIdx.x; i < blockIdx.x; i += builder_threads) below += memory.totals[i];
-  below = block_sum<std::int32_t>::of(below).all;
+  __shared__ typename builder_sum<std::int32_t>::TempStorage sum;
+  __shared__ std::int32_t below;
+  std::int32_t share = 0;
+  for (unsigned i = threadIdx.x; i < blockIdx.x; i += builder_threads) share += memory.totals[i];
+  share = builder_sum<std::int32_t>{sum}.Sum(share);
+  if (threadIdx.x == 0) below = share;
+  __syncthreads();
 
   const index_t item = index_t{blockIdx.x} * builder_threads + threadIdx.x;
   if (item >= grid.items()) return;

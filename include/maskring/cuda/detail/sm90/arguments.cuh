@@ -18,24 +18,23 @@ namespace maskring::cuda::detail::sm90 {
 /// The order in which query tiles of heads are worked on.
 ///
 /// Heads are taken in sections whose keys and values fit the L2 cache together; within a section
-/// all heads' longest query tiles come first, so that short ones fill the gaps at the end.
+/// all heads' longest query tiles come first, so that short ones fill the gaps at the end. Of maps
+/// that do not know them the last ones come first, which are the longest under causal masks.
 struct work_order {
   int q_tiles, heads, batches;
   int section; ///< heads to a section
-  const int*
-      longest; ///< per row of the block map, the query tile of each rank; null: the last first
 
-  static work_order make(const problem& p, tile_shape tile, int processors, index_t l2_bytes,
-                         const int* longest) {
+  static work_order make(const problem& p, tile_shape tile, int processors, index_t l2_bytes) {
     const index_t q_tiles = (p.q_len + tile.q - 1) / tile.q;
     const index_t rows = std::max<index_t>(1, p.q_heads * p.batch);
     const index_t bytes = std::max<index_t>(1, p.kv_len * (p.qk_dim + p.v_dim) * 2);
     const index_t fit = l2_bytes / bytes;
-    // With fewer items than this, a section's last ones cannot fill the gaps that its long ones leave.
+    // With fewer items than this, a section's last ones cannot fill the gaps that its long ones
+    // leave.
     const index_t even = 8 * processors / std::max<index_t>(1, q_tiles * p.group());
     index_t section = std::max<index_t>({fit, even, 1}) * p.group();
     return {static_cast<int>(q_tiles), static_cast<int>(p.q_heads), static_cast<int>(p.batch),
-            static_cast<int>(std::min(section, rows)), longest};
+            static_cast<int>(std::min(section, rows))};
   }
 
   __host__ __device__ int count() const { return q_tiles * heads * batches; }
@@ -50,7 +49,7 @@ struct work_order {
     work_item item{head / heads, head % heads, q_tiles - 1 - rank, 0, 1};
     if (map.rows.offsets != nullptr) {
       const index_t row = map.row(item.batch, item.head, 0);
-      if (longest != nullptr) item.q_tile = longest[row + rank];
+      if (map.longest != nullptr) item.q_tile = map.longest[row + rank];
       item.first_run = map.rows.offsets[row + item.q_tile];
       item.last_run = map.rows.offsets[row + item.q_tile + 1];
     }

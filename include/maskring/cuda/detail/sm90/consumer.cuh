@@ -192,9 +192,7 @@ private:
   /// The block's next item that sees anything; writes the rows of those that see nothing.
   __device__ work_item next_item() {
     for (;;) {
-      smem_.work_slot.wait_full(work_round_++);
-      const work_item item = smem_.work;
-      release_after_reads(smem_.work_slot);
+      const work_item item = smem_.take_work(work_round_++);
       if (!item.valid() || !item.sees_nothing()) return item;
       store_unseen_rows(args_, item, item.q_tile * P.tile.q + row_,
                         fragment_layout::first_column(lane_));
@@ -213,7 +211,7 @@ private:
       slot_barriers& slot = smem_.verdict_slots[verdict_cursor_.stage()];
       slot.wait_full(verdict_cursor_.round());
       const kept_scores<P> kept{args_, smem_.verdicts[verdict_cursor_.stage()], row_ / 16, at};
-      release_after_reads(slot);
+      release(slot);
       verdict_cursor_.advance();
       kept.apply(s);
     }
@@ -276,11 +274,6 @@ private:
   __device__ void wait_values() { smem_.v_slots[v_cursor_.stage()].wait_full(v_cursor_.round()); }
   __device__ void release(slot_barriers& slot) {
     if (lane_ == 0) ptx::arrive(slot.empty);
-  }
-  /// For slots that lanes read one by one: one that lags behind must have read before they are emptied.
-  __device__ void release_after_reads(slot_barriers& slot) {
-    __syncwarp();
-    release(slot);
   }
   __device__ void release_keys() {
     release(smem_.k_slots[k_cursor_.stage()]);

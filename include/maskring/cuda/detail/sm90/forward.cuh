@@ -5,12 +5,12 @@
 //
 //   constexpr sm90::forward_policy policy = sm90::preferred_policy<Mask>(128, 128);
 //   if (sm90::supported(policy, in, out, p, map)) {
-//     sm90::forward<policy>(in, out, mask, map, score, p, next_work, longest, stream);
+//     sm90::forward<policy>(in, out, mask, map, score, p, next_work, stream);
 //   }
 //
 // `map` has tiles of `policy.tile` and lies in device memory, or has null rows: then every pair is
 // visible and `mask` is never asked. `next_work` is one int of device memory, 0 before the first
-// call and again after each. `longest` may be null (see work_order).
+// call and again after each.
 #pragma once
 
 #include <maskring/cuda/detail/ptx/register_limit.cuh>
@@ -106,7 +106,7 @@ bool supported(forward_policy policy, const inputs<T>& in, const results<O>& out
 template <forward_policy P, class T, class O, class Mask, class Score>
 void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
              const block_map_view& map, const Score& score, const problem& p, int* next_work,
-             const int* longest, cudaStream_t stream) {
+             cudaStream_t stream) {
   static_assert(P.valid(), "maskring: no Hopper forward kernel of this shape");
   static_assert(sizeof(forward_storage<P>) <= 227 * 1024,
                 "maskring: the shape needs more shared memory than a Hopper block has");
@@ -124,17 +124,16 @@ void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
   constexpr auto columns = [](operand_layout layout) { return layout.chunk_columns(); };
   CUtensorMap copied_out{};
   if constexpr (arguments::copies_out) {
-    copied_out =
-        ptx::make_tensor_map(view<const O, 4>{out.out}, 64, columns(output_layout(P)));
+    copied_out = ptx::make_tensor_map(view<const O, 4>{out.out}, 64, columns(output_layout(P)));
   }
   arguments args{ptx::make_tensor_map(in.q, P.tile.q, columns(query_layout(P))),
                  ptx::make_tensor_map(in.k, P.tile.kv, columns(key_layout(P))),
                  ptx::make_tensor_map(in.v, P.tile.kv, columns(value_layout(P))), copied_out,
                  out.out, out.lse, in.previous, in.sink, map,
                  // Two thirds of the L2 for keys and values; the rest sees queries and output pass.
-                 work_order::make(p, P.tile, processors, l2_bytes * index_t{2} / 3, longest),
-                 next_work, mask, score, p.scale, static_cast<int>(p.q_len),
-                 static_cast<int>(p.kv_len), static_cast<int>(p.group())};
+                 work_order::make(p, P.tile, processors, l2_bytes * index_t{2} / 3), next_work,
+                 mask, score, p.scale, static_cast<int>(p.q_len), static_cast<int>(p.kv_len),
+                 static_cast<int>(p.group())};
   const int blocks = std::min(processors, args.order.count());
   if (blocks == 0) return;
 

@@ -57,10 +57,7 @@ __device__ void judge_blocks(const Arguments& args, forward_storage<Arguments::p
   const int lane = static_cast<int>(threadIdx.x) % 32;
   ring_cursor<P.stages> cursor;
   for (std::uint32_t work_round = 0;; ++work_round) {
-    smem.work_slot.wait_full(work_round);
-    const work_item item = smem.work;
-    __syncwarp(); // all lanes have read
-    if (lane == 0) ptx::arrive(smem.work_slot.empty);
+    const work_item item = smem.take_work(work_round);
     if (!item.valid()) return;
     if (item.sees_nothing()) continue;
     for (tile_walk walk{args, item, P.tile.kv};; walk.advance()) {

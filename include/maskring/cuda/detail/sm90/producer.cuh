@@ -48,9 +48,7 @@ __device__ void produce(const Arguments& args, forward_storage<Arguments::policy
   ring_cursor<P.stages> k_cursor, v_cursor;
   ring_cursor<P.query_stages> q_cursor;
   for (std::uint32_t work_round = 0;; ++work_round) {
-    smem.work_slot.wait_full(work_round);
-    const work_item item = smem.work;
-    ptx::arrive(smem.work_slot.empty);
+    const work_item item = smem.take_work(work_round);
     if (!item.valid()) return;
     if (item.sees_nothing()) {
       ptx::arrive(smem.item_ending);

@@ -67,9 +67,11 @@ struct block_verdicts {
   static constexpr int words = P.tile.q / 16 * columns / 32;
   std::uint32_t some[words], all[words];
 
-  /// A strip's bits of `some` or `all`.
+  /// A strip's bits of `some` or `all`. Lane 0 reads for all of its warp: it also gives the slot
+  /// back and must not do so before others have read.
   static __device__ std::uint32_t row(const std::uint32_t (&bits)[words], int strip) {
-    return bits[strip * columns / 32] >> strip * columns % 32 & ((1u << columns) - 1);
+    const std::uint32_t word = threadIdx.x % 32 == 0 ? bits[strip * columns / 32] : 0;
+    return __shfl_sync(~0u, word, 0) >> strip * columns % 32 & ((1u << columns) - 1);
   }
 };
 
@@ -87,10 +89,11 @@ struct forward_storage {
   tile_note notes[P.stages];            ///< travel with the key tiles
   work_item work;
 
-  /// By one thread, before the block's first barrier. Consumers arrive once a warp.
+  /// By one thread, before the block's first barrier. Consumers arrive once a warp where the slot
+  /// is not the work's.
   __device__ void init() {
     constexpr int consumer_warps = 4 * P.consumers();
-    work_slot.init(1, consumer_warps + 1 + judges);
+    work_slot.init(1, 32 * (consumer_warps + judges) + 1);
     ::cuda::ptx::mbarrier_init(&item_ending, 1);
     for (int s = 0; s < P.query_stages; ++s) q_slots[s].init(1, consumer_warps);
     for (int s = 0; s < P.stages; ++s) {
@@ -99,6 +102,16 @@ struct forward_storage {
       verdict_slots[s].init(judges, consumer_warps);
     }
     ::cuda::ptx::fence_mbarrier_init(::cuda::ptx::sem_release, ::cuda::ptx::scope_cluster);
+  }
+
+  /// The next item, for all threads of a warp; each gives the slot back for itself. (Items that
+  /// lane 0 reads and hands on make the whole kernel 5 % slower: the compiler then loses sight of
+  /// what is the same in all lanes.)
+  __device__ work_item take_work(std::uint32_t round) {
+    work_slot.wait_full(round);
+    const work_item item = work;
+    ptx::arrive(work_slot.empty);
+    return item;
   }
 };
 
