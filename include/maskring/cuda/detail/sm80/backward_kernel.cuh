@@ -291,8 +291,7 @@ private:
   template <class Store>
   __device__ void each_row_of_sums(const Store& store) const {
     const float scale = me_.of_weights() ? 1.0f : args_.scale;
-    const int row =
-        kv_tile_ * P.tile.kv + me_.key_row() + fragment_layout::first_row(at::lane());
+    const int row = kv_tile_ * P.tile.kv + me_.key_row() + fragment_layout::first_row(at::lane());
 #pragma unroll
     for (int m = 0; m < at::k_rows; ++m) {
 #pragma unroll

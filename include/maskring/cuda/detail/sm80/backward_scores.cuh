@@ -8,6 +8,7 @@
 #include <maskring/cuda/detail/sm80/tile_blocks.cuh>
 #include <maskring/cuda/detail/softmax.cuh>
 
+#include <iterator>
 #include <type_traits>
 
 namespace maskring::cuda::detail::sm80 {
@@ -163,6 +164,7 @@ public:
         std::uint32_t high[4], low[4];
         reader(P.p_at()).load(high, row, n * at::s_kv);
         reader(P.ds_at()).load(low, row, n * at::s_kv);
+        __syncwarp(); // all lanes have read what they overwrite below
         float p[8], ds[8];
 #pragma unroll
         for (int i = 0; i < 8; i += 2) {

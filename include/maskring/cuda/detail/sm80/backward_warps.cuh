@@ -30,8 +30,8 @@ struct backward_warps {
   using score_layout = tile_layout<P.tile.q, P.tile.kv>;
   using scores = float[s_rows][8 * s_columns];
 
-  /// The warp's number, in a way that lets the compiler know that it is one for the whole warp: what
-  /// follows from it then takes no registers of the lanes.
+  /// The warp's number, in a way that lets the compiler know that it is one for the whole warp:
+  /// what follows from it then takes no registers of the lanes.
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0);
 
   static __device__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
