@@ -13,9 +13,9 @@ namespace maskring::cuda::detail::sm80 {
 /// The shape for these head dimensions; needs 160 KB of shared memory up to head dimension 128.
 constexpr backward_policy backward_shape(int qk_dim, int v_dim) {
   const int larger = qk_dim > v_dim ? qk_dim : v_dim;
-  if (larger <= 64) return {64, 64, {128, 128}, 8, 4, 4, 4, 2};
-  if (larger <= 128) return {128, 128, {64, 128}, 8, 2, 4, 2, 2};
-  return {256, 256, {64, 64}, 8, 2, 2, 2, 1};
+  if (larger <= 64) return {64, {128, 128}, 8, 2, 2, 4, 2};
+  if (larger <= 128) return {128, {64, 128}, 8, 1, 2, 2, 2};
+  return {256, {64, 64}, 8, 2, 1, 2, 1};
 }
 
 /// Where a backward call's arrays lie in the workspace.
@@ -27,7 +27,7 @@ struct backward_memory {
     const index_t tiles = (p.q_len + shape.tile.q - 1) / shape.tile.q * p.q_heads * p.batch;
     lse2 = placed.add<float>(tiles * shape.tile.q);
     delta = placed.add<float>(tiles * shape.tile.q);
-    dq_sums = placed.add<float>(tiles * shape.tile.q * shape.qk_dim);
+    dq_sums = placed.add<float>(tiles * shape.tile.q * shape.dim);
     dq_done = placed.add<int>(tiles);
     next_unit = placed.add<int>(1);
     end = placed.bytes();
