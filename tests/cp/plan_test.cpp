@@ -3,6 +3,7 @@
 #include "../../examples/support/any_mask.hpp"
 
 #include <maskring/cp/detail/schedule.hpp>
+#include <maskring/cp/detail/tile_schedule.hpp>
 #include <maskring/cp/plan.hpp>
 
 #include <doctest/doctest.h>
@@ -68,6 +69,36 @@ void check_plan(const Mask& mask, const cp::shape& s, const cp::shards<Q, Kv>& s
       REQUIRE(source == (shard + step - 1) % ranks);
       REQUIRE(plan.needed(source, shard).contains(plan.needed(rank, shard)));
     }
+  }
+}
+
+/// Each tile begins once and ends once, continues between, and has no part elsewhere; queries that
+/// need keys have a part.
+void check_tiles(const cp::plan& plan, int rank, int tile) {
+  const cp::detail::tile_schedule schedule{plan, rank, tile};
+  const index_t rows = plan.q_size(rank), tiles = (rows + tile - 1) / tile;
+  for (index_t t = 0; t < tiles; ++t) {
+    bool open = false, done = false;
+    for (int step = 0; step < plan.ranks(); ++step) {
+      const interval needed = plan.queries(rank, plan.shard_at(rank, step));
+      const interval queries = schedule.queries(step);
+      REQUIRE(queries.contains(needed));
+      REQUIRE(queries.lo % tile == 0);
+      const bool sees = t * tile < needed.hi && needed.lo < (t + 1) * tile;
+      const bool within = queries.lo <= t * tile && t * tile < queries.hi;
+      const int part = within ? schedule.parts()[static_cast<std::size_t>(
+                                    schedule.first_part(step) + t - queries.lo / tile)]
+                              : int{tile_part::idle};
+      if (part == tile_part::idle) {
+        REQUIRE(!sees);
+        continue;
+      }
+      REQUIRE(((part & tile_part::continues) != 0) == open);
+      REQUIRE(!done);
+      open = (part & tile_part::stays_open) != 0;
+      done = !open;
+    }
+    REQUIRE(done);
   }
 }
 
@@ -206,6 +237,7 @@ TEST_CASE("schedule: each query is first and last once, and at all steps between
         CHECK(tiled);
         CHECK(firsts == std::vector<int>(count, 1));
         CHECK(lasts == std::vector<int>(count, 1));
+        check_tiles(plan, rank, tile);
       }
     }
   }

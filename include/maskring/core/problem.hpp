@@ -6,6 +6,7 @@
 #include <maskring/core/view.hpp>
 
 #include <cmath>
+#include <cstdint>
 #include <type_traits>
 
 namespace maskring {
@@ -31,6 +32,13 @@ struct open_rows {
   bool before = false;  ///< whether the carried state is open
   bool after = false;   ///< whether the results, floats with an lse, are left open
 };
+
+/// What one of several device calls over the same rows does with those of a query tile: bits.
+namespace tile_part {
+inline constexpr std::uint8_t continues = 1;  ///< begins with the state there; else with nothing
+inline constexpr std::uint8_t stays_open = 2; ///< leaves the state for a later call; else results
+inline constexpr std::uint8_t idle = 4;       ///< neither: the rows have no part in the call
+} // namespace tile_part
 
 /// Queries [batch, q_heads, q_len, qk_dim], keys [batch, kv_heads, kv_len, qk_dim] and values
 /// [batch, kv_heads, kv_len, v_dim]. Query head h reads key head h / (q_heads / kv_heads).

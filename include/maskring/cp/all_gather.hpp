@@ -5,6 +5,8 @@
 #include <maskring/cp/detail/driver.hpp>
 #include <maskring/cp/detail/gathered.hpp>
 
+#include <cstring>
+
 namespace maskring::cp {
 
 /// Attention over sequences that are split over the ranks of `comm`, like cp::ring and called like
@@ -16,6 +18,10 @@ namespace maskring::cp {
 /// the keys are gathered again and each rank's fp32 shares of dk and dv return to their owners, which
 /// add them in a fixed order. Memory grows with the keys that a rank sees; the ring's does not, but
 /// it makes a call for each shard.
+///
+/// Where ranks share memory and need the same keys there is one copy of keys and values, in global
+/// order, for all of them: each rank adds its own, and in the backward pass all add their shares of dk
+/// and dv to one sum of each, taking turns.
 ///
 /// Method: the all-gather of Llama 3 (A. Dubey et al., 2024, section 3.3.2), with a plan.
 template <class Comm, class QLayout, class KvLayout, class Mask, class Score>
@@ -55,8 +61,10 @@ public:
       const auto mask = local_mask();
       const block_map_view& map =
           maps_.forward(exec, now, out, mask, this->map_of(keys_at_.size()), this->options_.tile);
-      backend<Exec>::forward(exec, now, out, mask, map, local_score(), this->options_);
+      backend<Exec>::forward(among_others(exec), now, out, mask, map, local_score(),
+                             this->options_);
     });
+    if (in_place_) meet(exec);
   }
 
   /// As cp::ring::backward.
@@ -66,6 +74,10 @@ public:
     base::template require_backend<Exec>();
     this->require_local(name, maskring::detail::check_backward(in, up, grad, this->options_));
     this->template require_same_element<T>(name);
+    if (in_place_) {
+      backward_in_place(exec, in, up, grad);
+      return;
+    }
     const auto [k, v] = gather(exec, in.k, in.v);
     const gradients<float> home = this->home_gradients(exec, grad, home_);
     const gradients<float> all{home.dq, gathered(dk_, keys_at_.size(), this->sizes_.qk_dim),
@@ -93,12 +105,32 @@ private:
   /// Where the needed keys of each shard go: stretches of the global sequence, from the first
   /// needed key on.
   void lay_out() {
+    if constexpr (comm::memory_sharing<Comm>) {
+      // One copy of all keys takes less than a copy of what each rank needs, if that is much.
+      index_t needed = 0;
+      for (int rank = 0; rank < this->ranks(); ++rank) {
+        for (int shard = 0; shard < this->ranks(); ++shard) {
+          needed += this->plan_.needed(rank, shard).size();
+        }
+      }
+      in_place_ = this->comm_->shares_memory() && needed >= 2 * this->split_.kv.sequence();
+    }
     for (int shard = 0; shard < this->ranks(); ++shard) {
       const interval part = this->plan_.needed(this->rank(), shard);
       stretches_.push_back(detail::stretches_of(this->split_.kv.map(shard), part));
       keys_needed_ += part.size();
     }
-    keys_at_ = detail::gathered_keys{stretches_};
+    keys_at_ = detail::gathered_keys{stretches_, !in_place_};
+    own_ = detail::stretches_of(this->split_.kv.map(this->rank()), {0, this->kv_size()});
+  }
+
+  /// Where ranks share a device, each one's call is followed by others'.
+  template <class Exec>
+  Exec among_others(const Exec& exec) const {
+    if constexpr (requires { backend<Exec>::among_others(exec); }) {
+      if (in_place_) return backend<Exec>::among_others(exec);
+    }
+    return exec;
   }
 
   auto local_mask() const {
@@ -121,9 +153,118 @@ private:
     return {memory + heads * keys * dim, {this->sizes_.batch, this->sizes_.kv_heads, count, dim}};
   }
 
+  /// Two tensors of all keys that rank 0 keeps for all ranks: of the dims of keys and of values.
+  template <class T>
+  std::pair<view<T, 4>, view<T, 4>> shared(detail::kept_buffer<Comm>& of_k,
+                                           detail::kept_buffer<Comm>& of_v) {
+    const shape& s = this->sizes_;
+    const index_t count = this->split_.kv.sequence();
+    view<T, 4> both[2] = {{nullptr, {s.batch, s.kv_heads, count, s.qk_dim}},
+                          {nullptr, {s.batch, s.kv_heads, count, s.v_dim}}};
+    if (this->rank() == 0) {
+      both[0] = gathered<T>(of_k, count, s.qk_dim);
+      both[1] = gathered<T>(of_v, count, s.v_dim);
+    }
+    T* mine[] = {both[0].data, both[1].data};
+    const std::vector<std::byte> all = this->comm_->share(std::as_bytes(std::span{mine}));
+    std::memcpy(mine, all.data(), sizeof(mine));
+    both[0].data = mine[0];
+    both[1].data = mine[1];
+    return {both[0], both[1]};
+  }
+
+  /// The keys from this rank's first needed one to its last.
+  template <class T>
+  view<T, 4> seen(const view<T, 4>& all) const {
+    return all.slice(2, keys_at_.first(), keys_at_.size());
+  }
+
+  /// Where this rank's own keys stand in a tensor of all: calls visit(local, global) with views.
+  template <class A, class B, class Visit>
+  void for_own(const view<A, 4>& local, const view<B, 4>& all, Visit visit) const {
+    for (const detail::stretch& s : own_) {
+      view<B, 4> place = all.slice(2, s.first, s.count);
+      place.strides[2] *= s.step;
+      visit(local.slice(2, s.position, s.count), place);
+    }
+  }
+
+  /// Every rank waits for all: what is shared is there, or may change again. All, since tiles reach
+  /// into keys that nobody needs.
+  template <class Exec>
+  void meet(const Exec& exec) {
+    const auto everybody = [](int) { return true; };
+    detail::exchange_word(exec, *this->comm_, everybody, everybody);
+  }
+
+  template <class Exec, class T>
+  std::pair<view<const T, 4>, view<const T, 4>>
+  gather_in_place(const Exec& exec, const view<const T, 4>& k, const view<const T, 4>& v) {
+    const auto [all_k, all_v] = shared<T>(keys_.ordered, values_.ordered);
+    this->recorder_.compute(exec, {"own keys"}, [&, all_k = all_k, all_v = all_v] {
+      const auto copy = [&](const view<const T, 4>& own, const view<T, 4>& place) {
+        backend<Exec>::copy(exec, own, place);
+      };
+      for_own(k, all_k, copy);
+      for_own(v, all_v, copy);
+    });
+    meet(exec);
+    return {seen(all_k), seen(all_v)};
+  }
+
+  template <class Exec, class T, class O, class D, class G>
+  void backward_in_place(const Exec& exec, const saved<T, O>& in, const upstream<D>& up,
+                         const gradients<G>& grad) {
+    const int rank = this->rank();
+    const auto [dk, dv] = shared<float>(dk_, dv_);
+    const auto clear = [&](const auto&, const view<float, 4>& part) {
+      backend<Exec>::zero(exec, part);
+    };
+    for_own(grad.dk, dk, clear);
+    for_own(grad.dv, dv, clear);
+    const auto [k, v] = gather_in_place(exec, in.k, in.v);
+    saved<T, O> now{in.q, k, v, in.out, in.lse};
+    now.sink = in.sink;
+    constexpr bool sums_dq = adds_up_dq<Exec, T>;
+    const gradients<float> home = this->home_gradients(exec, grad, home_, {!sums_dq, false});
+
+    const auto nobody = [](int) { return false; };
+    detail::exchange_word(exec, *this->comm_, nobody, [&](int peer) { return peer == rank - 1; });
+    this->recorder_.compute(exec, {"backward"}, [&, dk = dk, dv = dv] {
+      const auto mask = local_mask();
+      const block_map_view& map =
+          maps_.backward(exec, mask, this->map_of(keys_at_.size()), this->options_.tile);
+      const gradients<float> to{home.dq, seen(dk), seen(dv)};
+      if constexpr (sums_dq) {
+        backend<Exec>::backward_step(exec, now, up, grad.dq, to.with_sink(grad.dsink), mask, map,
+                                     local_score(), this->options_, true, true, true);
+      } else {
+        options adding = this->options_;
+        adding.accumulate = true;
+        backend<Exec>::backward(exec, now, up, to.with_sink(home.dsink), mask, map, local_score(),
+                                adding);
+      }
+    });
+    detail::exchange_word(exec, *this->comm_, [&](int peer) { return peer == rank + 1; }, nobody);
+
+    meet(exec);
+    const auto hand_out = [&](const view<G, 4>& own, const view<float, 4>& sum) {
+      if constexpr (std::is_same_v<G, float>) {
+        if (this->options_.accumulate) {
+          backend<Exec>::add(exec, view<const float, 4>{sum}, own);
+          return;
+        }
+      }
+      backend<Exec>::copy(exec, view<const float, 4>{sum}, own);
+    };
+    for_own(grad.dk, dk, hand_out);
+    for_own(grad.dv, dv, hand_out);
+  }
+
   template <class Exec, class T>
   std::pair<view<const T, 4>, view<const T, 4>> gather(const Exec& exec, const view<const T, 4>& k,
                                                        const view<const T, 4>& v) {
+    if (in_place_) return gather_in_place(exec, k, v);
     this->group_.clear();
     const view<T, 4> all_k = post(exec, keys_, k), all_v = post(exec, values_, v);
     const int self = this->rank();
@@ -286,7 +427,9 @@ private:
   }
 
   std::vector<std::vector<detail::stretch>> stretches_; // by shard
+  std::vector<detail::stretch> own_;                    // all keys of this rank
   detail::gathered_keys keys_at_;
+  bool in_place_ = false;
   index_t keys_needed_ = 0;
   detail::kept_maps maps_;
   side_memory keys_, values_, dk_side_, dv_side_;

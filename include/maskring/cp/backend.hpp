@@ -7,6 +7,7 @@
 #include <maskring/score/concepts.hpp>
 
 #include <memory>
+#include <span>
 
 namespace maskring::cp {
 
@@ -14,6 +15,13 @@ namespace maskring::cp {
 struct kept_map {
   block_map_view view;
   std::shared_ptr<const void> owner;
+};
+
+/// The state of rows between the calls of several steps, in an order of the kernels' own.
+struct open_tiles {
+  view<float, 4> sums;                 ///< [batch, q_heads, q_len, state_width(v_dim)]
+  view<float, 3> maximum, total;       ///< [batch, q_heads, q_len]
+  const std::uint8_t* parts = nullptr; ///< what becomes of each query tile: bits of tile_part
 };
 
 /// What a driver asks of an execution context `Exec`, as static functions of a specialisation:
@@ -33,6 +41,14 @@ struct kept_map {
 ///   `backward(exec, saved, upstream, gradients, mask, block_map_view, score, options)`: attention.
 ///   Forward may find `results` in the memory of `inputs::previous`.
 /// - optionally `keeps_rows_open = true`: forward takes an open_rows after the options
+/// - optionally `among_others(exec)`, for calls of ranks that share a device
+/// - optionally, for one forward call a step whatever becomes of the rows:
+///   `step_tile<Mask>(exec, inputs, results)`, the tile of such calls or nothing where they cannot be
+///   had; `forward_step(…)`, as forward(), with open_tiles after the options; `state_width(v_dim)`,
+///   how long their rows of sums are; `keep(exec, bytes)`, memory for the parts of tiles
+/// - optionally, for backward calls that add up dq among themselves: `adds_up_dq<T>`, whether there
+///   are any for inputs of T; `backward_step(exec, saved, upstream, dq, gradients (dk, dv, dsink), mask, block_map_view, score,
+///   options, adds, first, last)`, all over the same queries; the last one writes dq and dsink
 /// - `backward_with_new_keys(…)`: as backward(), but it adds to dq and dsink and writes dk and dv,
 ///   all floats
 ///
@@ -66,6 +82,20 @@ concept compensating_backend =
 
 template <class Exec>
 concept open_backend = requires { requires backend<Exec>::keeps_rows_open; };
+
+template <class Exec>
+concept stepping_backend = requires(const Exec& exec, std::span<const std::uint8_t> parts) {
+  backend<Exec>::keep(exec, parts);
+};
+
+template <class Exec, class T>
+inline constexpr bool adds_up_dq = [] {
+  if constexpr (requires { backend<Exec>::template adds_up_dq<T>; }) {
+    return backend<Exec>::template adds_up_dq<T>;
+  } else {
+    return false;
+  }
+}();
 
 template <attention_backend Exec>
 using queue_of = decltype(backend<Exec>::queue(std::declval<const Exec&>()));

@@ -10,6 +10,9 @@
 #include <maskring/cuda/block_map.cuh>
 #include <maskring/cuda/forward.cuh>
 
+#include <optional>
+#include <span>
+
 namespace maskring::cp {
 
 /// Drivers on cuda::on(stream, workspace), with comm::local or comm::nccl.
@@ -86,6 +89,39 @@ struct backend<cuda::executor<Dims>> {
     return cuda::forward_tile<Mask>(exec, in, out);
   }
 
+  static executor among_others(const executor& exec) {
+    cuda::policy how = exec.policy();
+    how.accompanied = true;
+    return exec.with(how);
+  }
+
+  /// Bytes in device memory, as long as the result lives.
+  static std::shared_ptr<const std::uint8_t> keep(const executor& exec,
+                                                  std::span<const std::uint8_t> bytes) {
+    const auto memory = std::make_shared<comm::detail::device_memory>(bytes.size());
+    cuda::detail::require_cuda(cudaMemcpyAsync(memory->data(), bytes.data(), bytes.size(),
+                                               cudaMemcpyHostToDevice, exec.stream()),
+                               "cudaMemcpyAsync");
+    cuda::detail::require_cuda(cudaStreamSynchronize(exec.stream()), "cudaStreamSynchronize");
+    return {memory, static_cast<const std::uint8_t*>(memory->data())};
+  }
+
+  template <class Mask, class T, class O>
+  static std::optional<tile_shape> step_tile(const executor& exec, const inputs<T>& in,
+                                             const results<O>& out) {
+    return cuda::detail::step_tile<Mask>(exec, in, out);
+  }
+  static constexpr index_t state_width(index_t v_dim) {
+    return cuda::detail::row_states::width(v_dim);
+  }
+  template <class T, class O, class Mask, class Score>
+  static void forward_step(const executor& exec, const inputs<T>& in, const results<O>& out,
+                           const Mask& mask, const block_map_view& map, const Score& score,
+                           const options& opt, const open_tiles& open) {
+    cuda::detail::forward_step(exec, in, out, mask, map, score, opt,
+                               {open.sums, open.maximum, open.total, open.parts});
+  }
+
   template <class... Arguments>
   static void forward(const executor& exec, const Arguments&... arguments) {
     maskring::forward(exec, arguments...);
@@ -93,6 +129,15 @@ struct backend<cuda::executor<Dims>> {
   template <class... Arguments>
   static void backward(const executor& exec, const Arguments&... arguments) {
     maskring::backward(exec, arguments...);
+  }
+  template <class T>
+  static constexpr bool adds_up_dq = !std::is_same_v<T, float>;
+  template <class T, class O, class D, class G, class Mask, class Score>
+  static void backward_step(const executor& exec, const saved<T, O>& in, const upstream<D>& up,
+                            const view<G, 4>& dq, const gradients<float>& keys, const Mask& mask,
+                            const block_map_view& map, const Score& score, const options& opt,
+                            bool adds, bool first, bool last) {
+    cuda::detail::backward_step(exec, in, up, dq, keys, mask, map, score, opt, adds, {first, last});
   }
   template <class T, class O, class D, class Mask, class Score>
   static void backward_with_new_keys(const executor& exec, const saved<T, O>& in,

@@ -4,6 +4,7 @@
 
 #include <maskring/cp/detail/rotation.hpp>
 #include <maskring/cp/detail/schedule.hpp>
+#include <maskring/cp/detail/tile_schedule.hpp>
 #include <maskring/shard/subdivided.hpp>
 
 #include <map>
@@ -70,6 +71,13 @@ public:
     this->template require_same_element<T>(name);
     const index_t batch = this->sizes_.batch, heads = this->sizes_.q_heads;
     const index_t rows = this->q_size();
+    rotation<Exec, T> moving{*this->comm_, exec, this->plan_, keys_, values_, in.k, in.v};
+    if constexpr (stepping_backend<Exec>) {
+      if (step_tile(exec, in, out, moving)) {
+        forward_by_tiles(exec, in, out, moving);
+        return;
+      }
+    }
 
     // The state between steps: in the results themselves where they hold floats.
     view<float, 4> state;
@@ -78,15 +86,10 @@ public:
     } else if (schedule_.carries()) {
       state = state_.template tensor<float>(*this->comm_, batch, heads, rows, this->sizes_.v_dim);
     }
-    const auto numbers = [&](detail::kept_buffer<Comm>& memory) {
-      return view<float, 3>{memory.template at_least<float>(*this->comm_, batch * heads * rows),
-                            {batch, heads, rows}};
-    };
     view<float, 3> lse = out.lse, sum;
     if (!lse && schedule_.carries()) lse = numbers(state_lse_);
     if (open_backend<Exec> && schedule_.carries()) sum = numbers(state_sum_);
 
-    rotation<Exec, T> moving{*this->comm_, exec, this->plan_, keys_, values_, in.k, in.v};
     for (int step = 0; step < this->ranks(); ++step) {
       this->group_.clear();
       if (step + 1 < this->ranks()) moving.post(step, this->group_);
@@ -124,7 +127,13 @@ public:
     this->template require_same_element<T>(name);
     const int ranks = this->ranks(), rank = this->rank();
 
-    const gradients<float> home = this->home_gradients(exec, grad, home_);
+    // Calls that add up dq themselves work on all queries each time.
+    constexpr bool in_steps = adds_up_dq<Exec, T>;
+    // Where all of the rank's own keys are needed, step 0 writes their gradients.
+    const bool writes = in_steps && !this->options_.accumulate &&
+                        this->needed_at(0).size() == this->kv_size();
+    const gradients<float> home =
+        this->home_gradients(exec, grad, home_, {!in_steps, !writes});
     const detail::share_sums sums = this->sums_at(exec, home, home_);
     rotation<Exec, T> moving{*this->comm_, exec, this->plan_, keys_,  values_,
                              in.k,         in.v, home.dk,     home.dv};
@@ -150,25 +159,31 @@ public:
           this->group_.push_back(comm::receive(worker, dv_back.data, dv_back.size()));
         }
       }
-      const interval queries =
-          step < ranks ? queries_at(step, static_cast<bool>(grad.dsink)) : interval{};
+      const interval queries = step == ranks ? interval{}
+                               : in_steps    ? all_queries_at(step)
+                                             : queries_at(step, static_cast<bool>(grad.dsink));
       this->overlap(exec, {"backward", step, queries.empty()}, [&] {
         if (queries.empty()) return;
         const interval part = this->needed_at(step);
-        const bool adds = step == 0 || moving.in_place();
+        const bool adds = step == 0 ? !writes : moving.in_place();
         const auto [dk, dv] = step == 0 ? std::pair{home.dk.slice(2, part.lo, part.size()),
                                                     home.dv.slice(2, part.lo, part.size())}
                               : moving.in_place() ? moving.sums(step, part)
                                                   : pair_of(computed_[step % 2], part);
         saved<T, O> now{rows_of(in.q, queries), moving.keys(part), moving.values(part),
                         rows_of(in.out, queries), rows_of(in.lse, queries)};
-        gradients<float> to{rows_of(home.dq, queries), dk, dv};
-        if (grad.dsink && step == sink_step()) {
+        if constexpr (in_steps) {
           now.sink = in.sink;
-          to.dsink = grad.dsink;
+          attend_backward_step(exec, now, up, grad, {view<float, 4>{}, dk, dv}, adds, step);
+        } else {
+          gradients<float> to{rows_of(home.dq, queries), dk, dv};
+          if (grad.dsink && step == first_step()) {
+            now.sink = in.sink;
+            to.dsink = grad.dsink;
+          }
+          const upstream<D> above{rows_of(up.dout, queries), rows_of(up.dlse, queries)};
+          attend_backward(exec, now, above, to, adds, step, queries);
         }
-        const upstream<D> above{rows_of(up.dout, queries), rows_of(up.dlse, queries)};
-        attend_backward(exec, now, above, to, adds, step, queries);
       });
       if (!returning.empty()) this->add_share(exec, dk_back, dv_back, sums, returning.lo);
       if (step + 1 < ranks) moving.advance(step);
@@ -187,14 +202,90 @@ private:
     detail::kept_buffer<Comm> dk, dv;
   };
 
+  /// A number for each local query of each head.
+  view<float, 3> numbers(detail::kept_buffer<Comm>& memory) {
+    const index_t extents[] = {this->sizes_.batch, this->sizes_.q_heads, this->q_size()};
+    return {memory.template at_least<float>(*this->comm_, extents[0] * extents[1] * extents[2]),
+            {extents[0], extents[1], extents[2]}};
+  }
+
+  /// The query tile of forward_by_tiles(), if all steps can be computed that way.
+  template <class Exec, class T, class O>
+  std::optional<tile_shape> step_tile(const Exec& exec, const inputs<T>& in, const results<O>& out,
+                                      const rotation<Exec, T>& moving) {
+    using local_mask = decltype(mask_at(0, interval{}));
+    std::optional<tile_shape> tile;
+    const bool fit = moving.all_fit([&](const view<const T, 4>& k, const view<const T, 4>& v) {
+      tile = backend<Exec>::template step_tile<local_mask>(exec, inputs<T>{in.q, k, v}, out);
+      return tile.has_value();
+    });
+    const tile_shape wanted = this->options_.tile;
+    if (!fit || this->q_size() == 0 || (wanted != tile_shape{} && wanted != *tile)) return {};
+    if (!tiles_ || tiles_->tile() != tile->q) {
+      tiles_.emplace(this->plan_, this->rank(), tile->q);
+      parts_ = backend<Exec>::keep(exec, tiles_->parts());
+    }
+    // Queries that see nothing are step 0's, also where that has no keys.
+    if (!tiles_->queries(0).empty() && this->needed_at(0).empty()) return {};
+    return tile;
+  }
+
+  /// One attention call a step, which knows of each query tile whether it continues, and whether
+  /// another will.
+  template <class Exec, class T, class O>
+  void forward_by_tiles(const Exec& exec, const inputs<T>& in, const results<O>& out,
+                        rotation<Exec, T>& moving) {
+    const shape& s = this->sizes_;
+    const open_tiles open{state_.template tensor<float>(*this->comm_, s.batch, s.q_heads,
+                                                        this->q_size(),
+                                                        backend<Exec>::state_width(s.v_dim)),
+                          numbers(state_lse_), numbers(state_sum_)};
+    for (int step = 0; step < this->ranks(); ++step) {
+      this->group_.clear();
+      if (step + 1 < this->ranks()) moving.post(step, this->group_);
+      const interval queries = tiles_->queries(step);
+      this->overlap(exec, {"forward", step, queries.empty()}, [&] {
+        if (queries.empty()) return;
+        const interval keys = this->needed_at(step);
+        inputs<T> now{rows_of(in.q, queries), moving.keys(keys), moving.values(keys)};
+        now.previous = rows_of(in.previous, queries);
+        now.sink = in.sink;
+        const results<O> to{rows_of(out.out, queries), rows_of(out.lse, queries)};
+        const open_tiles part{rows_of(open.sums, queries), rows_of(open.maximum, queries),
+                              rows_of(open.total, queries),
+                              parts_.get() + tiles_->first_part(step)};
+        const auto mask = mask_at(step, queries);
+        const block_map_view& map =
+            maps_at(step, queries)
+                .forward(exec, now, to, mask, lengths_at(step, queries), this->options_.tile);
+        backend<Exec>::forward_step(exec, now, to, mask, map, score_at(step, queries),
+                                    this->options_, part);
+      });
+      if (step + 1 < this->ranks()) moving.advance(step);
+    }
+    moving.finish();
+  }
+
   /// The queries that a step of the backward pass works on. All of them count, once, for the
   /// gradient of a sink.
   interval queries_at(int step, bool with_sink) const {
-    if (with_sink && step == sink_step()) return {0, this->q_size()};
+    if (with_sink && step == first_step()) return {0, this->q_size()};
     return schedule_.queries(step);
   }
-  int sink_step() const {
+  /// The same where all of them count at each step, and once for what dq is where they see nothing.
+  interval all_queries_at(int step) const {
+    const bool any = !this->needed_at(step).empty() || step == first_step();
+    return {0, any ? this->q_size() : 0};
+  }
+  /// The first step with keys, and the last.
+  int first_step() const {
     for (int step = 0; step < this->ranks(); ++step) {
+      if (!this->needed_at(step).empty()) return step;
+    }
+    return 0;
+  }
+  int last_step() const {
+    for (int step = this->ranks() - 1; step > 0; --step) {
       if (!this->needed_at(step).empty()) return step;
     }
     return 0;
@@ -261,6 +352,19 @@ private:
     }
   }
 
+  template <class Exec, class T, class O, class D, class G>
+  void attend_backward_step(const Exec& exec, const saved<T, O>& in, const upstream<D>& up,
+                            const gradients<G>& grad, const gradients<float>& keys, bool adds,
+                            int step) {
+    const interval queries{0, this->q_size()};
+    const auto mask = mask_at(step, queries);
+    const block_map_view& map =
+        maps_at(step, queries).backward(exec, mask, lengths_at(step, queries), this->options_.tile);
+    backend<Exec>::backward_step(exec, in, up, grad.dq, keys.with_sink(grad.dsink), mask, map,
+                                 score_at(step, queries), this->options_, adds,
+                                 step == first_step(), step == last_step());
+  }
+
   /// The gradients of an interval of keys in kept memory, packed: what travels.
   std::pair<view<float, 4>, view<float, 4>> pair_of(key_gradients& memory, const interval& part) {
     const shape& s = this->sizes_;
@@ -270,6 +374,8 @@ private:
   }
 
   detail::schedule schedule_;
+  std::optional<detail::tile_schedule> tiles_;
+  std::shared_ptr<const std::uint8_t> parts_; // of tiles_, where the backend reads them
   std::map<std::tuple<int, index_t, index_t>, detail::kept_maps> maps_; // by step and queries
   detail::rotation_memory<Comm> keys_, values_;
   detail::kept_buffer<Comm> state_, state_lse_, state_sum_;

@@ -20,7 +20,10 @@ void run_backward(const Executor& exec, const saved<T, O>& in, const upstream<T>
     if constexpr (!std::is_same_v<T, float>) {
       constexpr auto shape = sm80::backward_shape(Dim::qk, Dim::v);
       check_tiles("backward", tiles, shape.tile);
-      sm80::backward<shape>(in, up, grad, mask, tiles, score, p, accumulate, ordered,
+      const gradient_stores to{row_store::of(grad.dq, accumulate.queries),
+                               row_store::of(grad.dk, accumulate.keys),
+                               row_store::of(grad.dv, accumulate.keys), grad.dsink};
+      sm80::backward<shape>(in, up, to, mask, tiles, score, p, call_place{}, ordered,
                             exec.workspace(), exec.stream());
     } else if (exec.policy().float_math == float_math::tf32) {
       fp32::backward<float_math::tf32, Dim::qk, Dim::v>(in, up, grad, mask, tiles, score, p,
@@ -56,6 +59,33 @@ void backward(const executor<Dims>& exec, const saved<T, O>& given, const upstre
   if (p.batch * p.kv_heads == 0) return;
   with_head_dim("backward", p, Dims{}, [&](auto dim) {
     run_backward<decltype(dim)>(exec, in, up, grad, mask, map, score, p, accumulate);
+  });
+}
+
+/// One of several calls of 16-bit elements over the same queries and other keys, on one workspace
+/// that serves nothing else between them. dk and dv are added to if `adds`; dq, and the sink's
+/// gradient, are written by the last call, or added to with `opt.accumulate`.
+template <class Dims, class T, class O, class D, class G, class Mask, class Score>
+void backward_step(const executor<Dims>& exec, const saved<T, O>& given, const upstream<D>& above,
+                   const view<G, 4>& dq, const gradients<float>& keys, const Mask& mask,
+                   const block_map_view& map, const Score& score, const options& opt, bool adds,
+                   call_place place) {
+  static_assert(std::is_same_v<T, D>,
+                "maskring: on the device dout has the element type of q, k, v");
+  saved in{as_element(given.q), as_element(given.k), as_element(given.v), as_element(given.out),
+           given.lse};
+  in.sink = given.sink;
+  const upstream up{as_element(above.dout), above.dlse};
+  const problem p = maskring::detail::check_inputs("backward", in, opt);
+  check_map("backward", map, p);
+  if (p.batch * p.kv_heads == 0) return;
+  const gradient_stores to{row_store::of(as_element(dq), opt.accumulate),
+                           row_store::of(keys.dk, adds), row_store::of(keys.dv, adds), keys.dsink};
+  with_head_dim("backward", p, Dims{}, [&](auto dim) {
+    constexpr auto shape = sm80::backward_shape(decltype(dim)::qk, decltype(dim)::v);
+    check_tiles("backward", map, shape.tile);
+    sm80::backward<shape>(in, up, to, mask, map, score, p, place, exec.policy().deterministic,
+                          exec.workspace(), exec.stream());
   });
 }
 

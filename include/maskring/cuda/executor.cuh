@@ -49,6 +49,8 @@ struct policy {
   cuda::float_math float_math = cuda::float_math::ieee;
   /// Backward passes give the same bits each time; false saves the little that taking turns costs.
   bool deterministic = true;
+  /// Calls on other streams wait to fill what multiprocessors this call leaves idle at its end.
+  bool accompanied = false;
 };
 
 /// Where a device call runs; made by on().

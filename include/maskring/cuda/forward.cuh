@@ -9,6 +9,8 @@
 #include <maskring/cuda/detail/sm90/target.cuh>
 #include <maskring/cuda/executor.cuh>
 
+#include <optional>
+
 namespace maskring {
 
 namespace cuda::detail {
@@ -38,7 +40,7 @@ void run_forward(const Executor& exec, const inputs<T>& in, const results<O>& ou
       const auto hopper = [&](const block_map_view& tiles) {
         exec.workspace().reserve(1, exec.stream());
         sm90::forward<shape>(in, out, mask, tiles, score, p, exec.workspace().counters(),
-                             exec.stream());
+                             exec.policy().accompanied, exec.stream());
       };
       if (map != nullptr) {
         hopper(*map);
@@ -74,6 +76,47 @@ void forward(const executor<Dims>& exec, const inputs<T>& given, const results<O
   with_head_dim("forward", p, Dims{}, [&](auto dim) {
     run_forward<decltype(dim)>(exec, in, out, mask, map, score, p);
   });
+}
+
+/// The tile of block maps for forward_step() of such calls; nothing where these are not to be had.
+template <class Mask, class Dims, class T, class O>
+std::optional<tile_shape> step_tile(const executor<Dims>& exec, const inputs<T>& given,
+                                    const results<O>& wanted) {
+  std::optional<tile_shape> tile;
+  if constexpr (!std::is_same_v<T, float> && sm90::may_target_hopper) {
+    const inputs in{as_element(given.q), as_element(given.k), as_element(given.v)};
+    const results out{as_element(wanted.out), wanted.lse};
+    const problem p = maskring::detail::check_inputs("forward", in, {});
+    with_head_dim("forward", p, Dims{}, [&](auto dim) {
+      constexpr auto shape = sm90::preferred_policy<Mask>(decltype(dim)::qk, decltype(dim)::v);
+      if (exec.policy().kernel != kernel::portable && sm90::compiled_for_hopper() &&
+          sm90::supported(shape, in, out, p, block_map_view{})) {
+        tile = shape.tile;
+      }
+    });
+  }
+  return tile;
+}
+
+/// As forward(), where some or all rows are open before or after; `map` as step_tile() says.
+template <class Dims, class T, class O, class Mask, class Score>
+void forward_step(const executor<Dims>& exec, const inputs<T>& given, const results<O>& wanted,
+                  const Mask& mask, const block_map_view& map, const Score& score,
+                  const options& opt, const row_states& states) {
+  inputs in{as_element(given.q), as_element(given.k), as_element(given.v)};
+  in.sink = given.sink;
+  in.previous = given.previous;
+  const results out{as_element(wanted.out), wanted.lse};
+  const problem p = maskring::detail::check_forward(in, out, opt);
+  check_map("forward", map, p);
+  if constexpr (!std::is_same_v<T, float> && sm90::may_target_hopper) {
+    with_head_dim("forward", p, Dims{}, [&](auto dim) {
+      constexpr auto shape = sm90::preferred_policy<Mask>(decltype(dim)::qk, decltype(dim)::v);
+      exec.workspace().reserve(1, exec.stream());
+      sm90::forward<shape, true>(in, out, mask, map, score, p, exec.workspace().counters(),
+                             exec.policy().accompanied, exec.stream(), states);
+    });
+  }
 }
 
 }  // namespace cuda::detail

@@ -27,8 +27,10 @@ struct rewritten_mask {
   constexpr kleene operator()(range batch, range head, range q, range kv) const {
     const image queries = q_map(q), keys = kv_map(kv);
     kleene all = true, any = false;
-    for (int i = 0; i < queries.count; ++i) {
-      for (int j = 0; j < keys.count; ++j) {
+    // Bounds that compilers know keep the images in registers.
+    for (int i = 0; i < 2; ++i) {
+      for (int j = 0; j < 2; ++j) {
+        if (i >= queries.count || j >= keys.count) continue;
         const kleene here = ask(mask, batch, head, queries.pieces[i], keys.pieces[j]);
         all = all & here;
         any = any | here;

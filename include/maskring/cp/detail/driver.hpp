@@ -63,11 +63,33 @@ struct home_memory {
   kept_buffer<Comm> dq, dk, dv, dk_lost, dv_lost;
 };
 
+/// What home_gradients() makes.
+struct home_parts {
+  bool queries = true;   ///< dq and dsink
+  bool zero_keys = true; ///< dk and dv begin at zero; else somebody writes them
+};
+
 /// Sums of the ranks' shares of dk and dv: the gradients, and what they lose by rounding where the
 /// backend keeps that.
 struct share_sums {
   view<float, 4> dk, dv, dk_lost, dv_lost;
 };
+
+/// Gives word of what this rank has queued up to here to the ranks that `tells` names, and lets what
+/// it queues from now on wait for the same of those that `hears` names.
+template <class Exec, class Comm, class Tells, class Hears>
+void exchange_word(const Exec& exec, Comm& comm, Tells tells, Hears hears) {
+  constexpr std::byte* nothing = nullptr;
+  std::vector<comm::transfer> words;
+  for (int peer = 0; peer < comm.size(); ++peer) {
+    if (peer == comm.rank()) continue;
+    if (tells(peer)) words.push_back(comm::send(peer, nothing, 0));
+    if (hears(peer)) words.push_back(comm::receive(peer, nothing, 0));
+  }
+  if (words.empty()) return;
+  const auto queue = backend<Exec>::queue(exec);
+  comm.start(queue, words).wait(queue);
+}
 
 template <class Comm, class QLayout, class KvLayout, class Mask, class Score>
 class driver {
@@ -151,7 +173,7 @@ protected:
   /// memory. They begin at zero, unless they are added to what is there.
   template <class Exec, class G>
   gradients<float> home_gradients(const Exec& exec, const gradients<G>& grad,
-                                  home_memory<Comm>& memory) {
+                                  home_memory<Comm>& memory, home_parts parts = {}) {
     const auto home = [&] {
       if constexpr (std::is_same_v<G, float>) {
         return grad;
@@ -160,16 +182,18 @@ protected:
           return kept.template tensor<float>(*comm_, tensor.extent(0), tensor.extent(1),
                                              tensor.extent(2), tensor.extent(3));
         };
-        return gradients<float>{like(memory.dq, grad.dq), like(memory.dk, grad.dk),
-                                like(memory.dv, grad.dv)}
+        return gradients<float>{parts.queries ? like(memory.dq, grad.dq) : view<float, 4>{},
+                                like(memory.dk, grad.dk), like(memory.dv, grad.dv)}
             .with_sink(grad.dsink);
       }
     }();
-    if (!options_.accumulate) {
+    if (!options_.accumulate && parts.queries) {
       backend<Exec>::zero(exec, home.dq);
+      if (home.dsink) backend<Exec>::zero(exec, as_row(home.dsink));
+    }
+    if (!options_.accumulate && parts.zero_keys) {
       backend<Exec>::zero(exec, home.dk);
       backend<Exec>::zero(exec, home.dv);
-      if (home.dsink) backend<Exec>::zero(exec, as_row(home.dsink));
     }
     return home;
   }
@@ -209,7 +233,7 @@ protected:
   static void round_gradients(const Exec& exec, const gradients<float>& home,
                               const gradients<G>& grad) {
     if constexpr (!std::is_same_v<G, float>) {
-      backend<Exec>::copy(exec, view<const float, 4>{home.dq}, grad.dq);
+      if (home.dq) backend<Exec>::copy(exec, view<const float, 4>{home.dq}, grad.dq);
       backend<Exec>::copy(exec, view<const float, 4>{home.dk}, grad.dk);
       backend<Exec>::copy(exec, view<const float, 4>{home.dv}, grad.dv);
     }

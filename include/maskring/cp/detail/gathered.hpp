@@ -14,7 +14,8 @@ class gathered_keys {
 public:
   gathered_keys() = default;
   /// @param stretches of all needed keys.
-  explicit gathered_keys(const std::vector<std::vector<stretch>>& stretches) {
+  /// @param may_leap false: an interval, whatever nobody needs of it.
+  explicit gathered_keys(const std::vector<std::vector<stretch>>& stretches, bool may_leap = true) {
     std::vector<interval> covered;
     for (const std::vector<stretch>& of_shard : stretches) {
       for (const stretch& s : of_shard) covered.push_back({s.lowest(), s.highest() + 1});
@@ -27,11 +28,12 @@ public:
       head_ = hull(head_, next);
     }
     // A small gap is not worth tiles that lie across it.
-    if (8 * gap.size() < head_.size()) return;
+    if (!may_leap || 8 * gap.size() < head_.size()) return;
     tail_ = {gap.hi, head_.hi};
     head_.hi = gap.lo;
   }
 
+  index_t first() const { return head_.lo; }
   index_t size() const { return head_.size() + tail_.size(); }
 
   /// Where a needed key stands in memory.

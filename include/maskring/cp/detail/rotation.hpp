@@ -5,6 +5,7 @@
 
 #include <maskring/cp/detail/driver.hpp>
 
+#include <algorithm>
 #include <cstring>
 
 namespace maskring::cp::detail {
@@ -20,8 +21,9 @@ struct rotation_memory {
 
 /// What the rank holds at the current step of one pass round the ring.
 ///
-/// Where ranks share memory nothing moves: each reads the shards of the others, and adds to their
-/// gradients, when the rank before it has done so.
+/// Where ranks share memory nothing moves: each reads the shards of the others when their owners
+/// have begun, and adds to their gradients when the rank that did so before it has done. Word of
+/// that goes round as empty messages.
 template <class Comm, class Exec, class T>
 class rotation {
 public:
@@ -32,6 +34,7 @@ public:
       : comm_{comm},
         exec_{exec},
         plan_{road},
+        adds_{static_cast<bool>(dk)},
         held_{0, k.extent(2)},
         keys_{keys, k},
         values_{values, v} {
@@ -43,6 +46,10 @@ public:
       for (std::size_t i = 0; i < shards_.size(); ++i) {
         std::memcpy(static_cast<void*>(&shards_[i]), bytes.data() + i * sizeof(mine), sizeof(mine));
       }
+      if (!adds_) {
+        exchange_word([&](int reader) { return needs(reader, comm_.rank()); },
+                      [&](int owner) { return needs(comm_.rank(), owner); });
+      }
     }
   }
 
@@ -50,6 +57,22 @@ public:
 
   view<const T, 4> keys(const interval& part) const { return cut(keys_.tensor, part); }
   view<const T, 4> values(const interval& part) const { return cut(values_.tensor, part); }
+
+  /// Whether `fits(k, v)` holds for all tensors that steps work on, or for others that lie alike.
+  template <class Fits>
+  bool all_fit(Fits fits) const {
+    if (in_place()) {
+      return std::all_of(shards_.begin(), shards_.end(), [&](const shard_tensors& s) {
+        return s.k.extent(2) == 0 || fits(s.k, s.v);
+      });
+    }
+    const auto arrived = [](const view<const T, 4>& own) {
+      return view<const T, 4>{own.data,
+                              {own.extent(0), own.extent(1), own.extent(2), own.extent(3)}};
+    };
+    return fits(keys_.own, values_.own) &&
+           (comm_.size() == 1 || fits(arrived(keys_.own), arrived(values_.own)));
+  }
 
   /// In place: the sums of the gradients of what the rank works on.
   std::pair<view<float, 4>, view<float, 4>> sums(int step, const interval& part) const {
@@ -82,7 +105,7 @@ public:
   /// What has arrived is now held.
   void advance(int step) {
     if (in_place()) {
-      hand_on();
+      if (adds_) hand_on();
       keys_.tensor = shard_at(step + 1).k;
       values_.tensor = shard_at(step + 1).v;
       held_ = {0, keys_.tensor.extent(2)};
@@ -95,7 +118,13 @@ public:
 
   /// After the last step: what this rank gave is its own again.
   void finish() {
-    if (in_place()) hand_on();
+    if (!in_place()) return;
+    if (adds_) {
+      hand_on();
+    } else {
+      exchange_word([&](int owner) { return needs(comm_.rank(), owner); },
+                    [&](int reader) { return needs(reader, comm_.rank()); });
+    }
   }
 
 private:
@@ -107,15 +136,18 @@ private:
     return shards_[static_cast<std::size_t>(plan_.shard_at(comm_.rank(), step))];
   }
 
-  /// Waits for what the rank before has queued up to here, and tells the next one of this rank's.
+  bool needs(int rank, int shard) const { return !plan_.needed(rank, shard).empty(); }
+
+  template <class Tells, class Hears>
+  void exchange_word(Tells tells, Hears hears) {
+    detail::exchange_word(exec_, comm_, tells, hears);
+  }
+
+  /// Who adds to gradients takes turns: waits for the rank before, and tells the next one.
   void hand_on() {
-    const int rank = comm_.rank(), ranks = comm_.size();
-    if (ranks == 1) return;
-    constexpr std::byte* nothing = nullptr;
-    const comm::transfer word[] = {comm::send((rank + 1) % ranks, nothing, 0),
-                                   comm::receive((rank + ranks - 1) % ranks, nothing, 0)};
-    const auto queue = backend<Exec>::queue(exec_);
-    comm_.start(queue, word).wait(queue);
+    const int ranks = comm_.size(), next = (comm_.rank() + 1) % ranks;
+    const int before = (comm_.rank() + ranks - 1) % ranks;
+    exchange_word([&](int peer) { return peer == next; }, [&](int peer) { return peer == before; });
   }
 
   struct side {
@@ -149,6 +181,7 @@ private:
   Comm& comm_;
   const Exec& exec_;
   const cp::plan& plan_;
+  bool adds_;
   interval held_;
   side keys_, values_;
   std::vector<shard_tensors> shards_; // by rank, where ranks share memory

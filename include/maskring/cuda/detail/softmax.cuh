@@ -135,11 +135,17 @@ struct optimistic_softmax {
     return true;
   }
 
-  /// Adds up the quad's shares and returns row r's state over natural scores.
+  /// The quad's shares of row r's sum, added up.
+  __device__ float total(int r) const {
+    float all = sum[r];
+    all += __shfl_xor_sync(~0u, all, 1);
+    all += __shfl_xor_sync(~0u, all, 2);
+    return all;
+  }
+
+  /// Row r's state over natural scores.
   __device__ softmax_state<float> finish(int r) const {
-    float total = sum[r];
-    total += __shfl_xor_sync(~0u, total, 1);
-    total += __shfl_xor_sync(~0u, total, 2);
+    const float total = this->total(r);
     return total > 0 ? softmax_state<float>{reference[r] * (1.0f / log2_e), total}
                      : softmax_state<float>{};
   }

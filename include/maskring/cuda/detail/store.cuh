@@ -4,6 +4,7 @@
 
 #include <maskring/core/view.hpp>
 #include <maskring/cuda/detail/ptx/element.cuh>
+#include <maskring/cuda/detail/ptx/red.cuh>
 
 #include <cstdint>
 #include <type_traits>
@@ -39,6 +40,18 @@ struct row_store {
   }
 };
 
+/// Where a backward call's results go.
+struct gradient_stores {
+  row_store dq, dk, dv;
+  view<float, 1> dsink; ///< null: none
+};
+
+/// A call's place among several over the same queries and other keys, which add up dq in one
+/// workspace: the first begins the sums, the last hands them out, with dsink.
+struct call_place {
+  bool first = true, last = true;
+};
+
 /// The quad's lanes exchange words so that lane c ends with word c of each lane, in lane order.
 __device__ inline void exchange_in_quad(std::uint32_t (&word)[4]) {
   const bool odd = threadIdx.x & 1;
@@ -57,8 +70,24 @@ __device__ inline void exchange_in_quad(std::uint32_t (&word)[4]) {
   }
 }
 
-/// Stores columns first + (0 … 31) of row `row`: this lane's `value[2i]`, `value[2i + 1]` are columns
-/// 8i + 2(lane % 4), +1 of them. Rows past the end are left out. Called by whole warps.
+/// Stores columns first + (0 … 31) of row `row`, rounded to T, in pieces of 16 bytes: this lane's
+/// `value[2i]`, `value[2i + 1]` are columns 8i + 2(lane % 4), +1 of them. Rows past the end are left
+/// out. Called by whole warps.
+template <class T>
+__device__ inline void store_quad_vectors(const row_store& to, int b, int h, int row, int first,
+                                          const float (&value)[8]) {
+  std::uint32_t word[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) word[i] = ptx::pack<T>(value[2 * i], value[2 * i + 1]);
+  exchange_in_quad(word);  // now lane c holds columns 8c … 8c + 7
+  const int column = first + 8 * (static_cast<int>(threadIdx.x) % 4);
+  if (row >= to.length || column >= to.dim) return;
+  const index_t start = b * to.strides[0] + h * to.strides[1] + row * to.strides[2];
+  *reinterpret_cast<uint4*>(static_cast<std::uint16_t*>(to.data) + start + column) =
+      make_uint4(word[0], word[1], word[2], word[3]);
+}
+
+/// The same for any tensor.
 template <class T>
 __device__ inline void store_quad(const row_store& to, int b, int h, int row, int first,
                                   const float (&value)[8]) {
@@ -71,34 +100,34 @@ __device__ inline void store_quad(const row_store& to, int b, int h, int row, in
     for (int i = 0; i < 4; ++i) {
       const int column = first + 8 * i + 2 * lane;
       if (!inside || column >= to.dim) continue;
-      float2 pair = make_float2(value[2 * i], value[2 * i + 1]);
-      if (to.vectors) {
-        float2* at = reinterpret_cast<float2*>(out + column);
-        if (to.accumulate) pair = make_float2(at->x + pair.x, at->y + pair.y);
-        *at = pair;
+      if (to.vectors && to.accumulate) {
+        // Nobody else adds to the row; but a load would have to be waited for.
+        ptx::add_pair_to_global(out + column, value[2 * i], value[2 * i + 1]);
+      } else if (to.vectors) {
+        *reinterpret_cast<float2*>(out + column) = make_float2(value[2 * i], value[2 * i + 1]);
       } else {
-        out[column] = to.accumulate ? out[column] + pair.x : pair.x;
+        out[column] = to.accumulate ? out[column] + value[2 * i] : value[2 * i];
         if (column + 1 < to.dim) {
-          out[column + 1] = to.accumulate ? out[column + 1] + pair.y : pair.y;
+          out[column + 1] = to.accumulate ? out[column + 1] + value[2 * i + 1] : value[2 * i + 1];
         }
       }
     }
   } else if constexpr (!std::is_same_v<T, float>) {
+    if (to.vectors) {
+      store_quad_vectors<T>(to, b, h, row, first, value);
+      return;
+    }
     std::uint32_t word[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) word[i] = ptx::pack<T>(value[2 * i], value[2 * i + 1]);
-    exchange_in_quad(word);  // now lane c holds columns 8c … 8c + 7
+    exchange_in_quad(word);
     auto* out = static_cast<std::uint16_t*>(to.data) + start;
     const int column = first + 8 * lane;
     if (!inside || column >= to.dim) return;
-    if (to.vectors) {
-      *reinterpret_cast<uint4*>(out + column) = make_uint4(word[0], word[1], word[2], word[3]);
-    } else {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        if (column + i < to.dim) {
-          out[column + i] = static_cast<std::uint16_t>(word[i / 2] >> (16 * (i % 2)));
-        }
+    for (int i = 0; i < 8; ++i) {
+      if (column + i < to.dim) {
+        out[column + i] = static_cast<std::uint16_t>(word[i / 2] >> (16 * (i % 2)));
       }
     }
   }

@@ -15,31 +15,36 @@ struct work_item {
 
   int batch, head, q_tile;
   int first_run, last_run; ///< [first_run, last_run)
+  int part = 0;            ///< bits of tile_part
 
   __device__ bool valid() const { return batch != end; }
   __device__ bool sees_nothing() const { return first_run == last_run; }
+  __device__ bool continues() const { return (part & tile_part::continues) != 0; }
+  __device__ bool stays_open() const { return (part & tile_part::stays_open) != 0; }
+  __device__ bool idle() const { return (part & tile_part::idle) != 0; }
 };
 
 /// The order in which query tiles of heads are worked on.
 ///
-/// Heads are taken in sections whose keys and values fit the L2 cache together; within a section
-/// all heads' longest query tiles come first, so that short ones fill the gaps at the end. Of maps
-/// that do not know them the last ones come first, which are the longest under causal masks.
+/// Heads that share keys are taken together, one such group after the other: whatever the length,
+/// the blocks at work read the keys of one or two of them, which the L2 cache holds, and power goes
+/// to the products rather than to memory. Within a group the longest query tiles come first; those
+/// of all the last groups together, so that short ones fill the gaps at the end. Of maps that do
+/// not know them the last ones come first, which are the longest under causal masks.
 struct work_order {
   int q_tiles, heads, batches;
-  int section; ///< heads to a section
+  int group;   ///< query heads to a key head
+  int leading; ///< heads dealt group by group, before the others
 
-  static work_order make(const problem& p, tile_shape tile, int processors, index_t l2_bytes) {
+  /// @param followed other calls fill the gaps at the end, or there are none.
+  static work_order make(const problem& p, tile_shape tile, int processors, bool followed) {
     const index_t q_tiles = (p.q_len + tile.q - 1) / tile.q;
-    const index_t rows = std::max<index_t>(1, p.q_heads * p.batch);
-    const index_t bytes = std::max<index_t>(1, p.kv_len * (p.qk_dim + p.v_dim) * 2);
-    const index_t fit = l2_bytes / bytes;
-    // With fewer items than this, a section's last ones cannot fill the gaps that its long ones
-    // leave.
-    const index_t even = 8 * processors / std::max<index_t>(1, q_tiles * p.group());
-    index_t section = std::max<index_t>({fit, even, 1}) * p.group();
+    const index_t rows = p.q_heads * p.batch, group = p.group();
+    // With fewer items at the end short ones cannot fill the gaps that long ones leave.
+    const index_t even = 8 * processors / std::max<index_t>(1, q_tiles * group);
+    const index_t ending = followed ? 1 : std::max<index_t>(even, 1);
     return {static_cast<int>(q_tiles), static_cast<int>(p.q_heads), static_cast<int>(p.batch),
-            static_cast<int>(std::min(section, rows))};
+            static_cast<int>(group), static_cast<int>(std::max<index_t>(rows - ending * group, 0))};
   }
 
   __host__ __device__ int count() const { return q_tiles * heads * batches; }
@@ -59,8 +64,9 @@ struct work_order {
 
   /// Item `index` of those there are, in the order that needs no map.
   __device__ work_item last_first(int index) const {
-    const int first = index / (section * q_tiles) * section;
-    const int width = min(section, heads * batches - first);
+    const bool leads = index < leading * q_tiles;
+    const int first = leads ? index / (group * q_tiles) * group : leading;
+    const int width = leads ? group : heads * batches - leading;
     const int within = index - first * q_tiles;
     const int head = first + within % width;
     return {head / heads, head % heads, q_tiles - 1 - within / width, 0, 1};

@@ -5,6 +5,7 @@
 #include <maskring/core/float16.hpp>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace maskring::cuda::detail::ptx {
 
@@ -28,6 +29,19 @@ __device__ inline std::uint32_t pack(float low, float high) {
       : "=r"(word)
       : "C"(element_name<T>::value), "f"(high), "f"(low));
   return word;
+}
+
+/// The two floats that were packed, in this order.
+template <class T>
+__device__ inline void unpack(std::uint32_t word, float& low, float& high) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    low = __uint_as_float(word << 16);
+    high = __uint_as_float(word & 0xffff0000u);
+  } else {
+    asm("{.reg .f16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}"
+        : "=f"(low), "=f"(high)
+        : "r"(word));
+  }
 }
 
 } // namespace maskring::cuda::detail::ptx

@@ -15,4 +15,15 @@ __device__ inline void add_to_global(float* at, const float* value) {
 #endif
 }
 
+/// Adds two floats to 8 aligned bytes.
+__device__ inline void add_pair_to_global(float* at, float first, float second) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(at), "f"(first), "f"(second)
+               : "memory");
+#else
+  atomicAdd(at, first);
+  atomicAdd(at + 1, second);
+#endif
+}
+
 }  // namespace maskring::cuda::detail::ptx

@@ -13,22 +13,21 @@ namespace maskring::cuda::detail::sm80 {
 /// The shape for these head dimensions; needs 160 KB of shared memory up to head dimension 128.
 constexpr backward_policy backward_shape(int qk_dim, int v_dim) {
   const int larger = qk_dim > v_dim ? qk_dim : v_dim;
-  if (larger <= 64) return {64, 64, {128, 128}, 8, 4, 4, 4, 2};
-  if (larger <= 128) return {128, 128, {64, 128}, 8, 2, 4, 2, 2};
-  return {256, 256, {64, 64}, 8, 2, 2, 2, 1};
+  if (larger <= 64) return {64, {128, 128}, 8, 2, 2, 4, 2};
+  if (larger <= 128) return {128, {64, 128}, 8, 1, 2, 2, 2};
+  return {256, {64, 64}, 8, 2, 1, 2, 1};
 }
 
 /// Where a backward call's arrays lie in the workspace.
 struct backward_memory {
   placement placed;
-  std::size_t lse2, delta, cleared, dq_sums, dq_done, next_unit, end;
+  std::size_t lse2, delta, dq_sums, dq_done, next_unit, end;
 
   backward_memory(backward_policy shape, const problem& p) {
     const index_t tiles = (p.q_len + shape.tile.q - 1) / shape.tile.q * p.q_heads * p.batch;
     lse2 = placed.add<float>(tiles * shape.tile.q);
     delta = placed.add<float>(tiles * shape.tile.q);
-    cleared = placed.bytes();
-    dq_sums = placed.add<float>(tiles * shape.tile.q * shape.qk_dim);
+    dq_sums = placed.add<float>(tiles * shape.tile.q * shape.dim);
     dq_done = placed.add<int>(tiles);
     next_unit = placed.add<int>(1);
     end = placed.bytes();
@@ -36,10 +35,10 @@ struct backward_memory {
 };
 
 /// dq, dk, dv and dsink of forward(); queued on `stream`.
-template <backward_policy P, class T, class O, class G, class Mask, class Score>
-void backward(const saved<T, O>& in, const upstream<T>& up, const gradients<G>& grad,
+template <backward_policy P, class T, class O, class Mask, class Score>
+void backward(const saved<T, O>& in, const upstream<T>& up, const gradient_stores& grad,
               const Mask& mask, const block_map_view& map, const Score& score, const problem& p,
-              accumulation accumulate, bool ordered, workspace& scratch, cudaStream_t stream) {
+              call_place place, bool ordered, workspace& scratch, cudaStream_t stream) {
   const backward_memory memory{P, p};
   scratch.reserve(memory.end, stream);
   const int q_tiles = static_cast<int>((p.q_len + P.tile.q - 1) / P.tile.q);
@@ -50,10 +49,12 @@ void backward(const saved<T, O>& in, const upstream<T>& up, const gradients<G>& 
   float* const delta = scratch.at<float>(memory.delta);
   float* const dq_sums = scratch.at<float>(memory.dq_sums);
 
-  require_cuda(cudaMemsetAsync(scratch.at<void>(memory.cleared), 0, memory.end - memory.cleared,
-                               stream),
+  const std::size_t cleared = place.first ? memory.dq_sums : memory.dq_done;
+  require_cuda(cudaMemsetAsync(scratch.at<void>(cleared), 0, memory.end - cleared, stream),
                "cudaMemsetAsync");
-  sum_rows(up.dout, in.out, in.lse, up.dlse, q_tiles * P.tile.q, lse2, delta, stream);
+  if (place.first) {
+    sum_rows(up.dout, in.out, in.lse, up.dlse, q_tiles * P.tile.q, lse2, delta, stream);
+  }
 
   using arguments = backward_arguments<P, T, Mask, Score>;
   launch(&backward_kernel<arguments>, "the launch of sm80::backward_kernel",
@@ -62,8 +63,8 @@ void backward(const saved<T, O>& in, const upstream<T>& up, const gradients<G>& 
                    in.k,
                    in.v,
                    up.dout,
-                   row_store::of(grad.dk, accumulate.keys),
-                   row_store::of(grad.dv, accumulate.keys),
+                   grad.dk,
+                   grad.dv,
                    map,
                    mask,
                    score,
@@ -89,12 +90,13 @@ void backward(const saved<T, O>& in, const upstream<T>& up, const gradients<G>& 
                    has_vectors(up.dout),
                    ordered});
 
+  if (!place.last) return;
   launch(&dq_kernel<dq_arguments<P, T>>, "the launch of sm80::dq_kernel", tiles, P.threads(), 0,
-         stream, {row_store::of(grad.dq, accumulate.queries), dq_sums, p.scale, q_tiles, heads});
+         stream, {grad.dq, dq_sums, p.scale, q_tiles, heads});
   if (grad.dsink) {
     launch(&sink_kernel<1024>, "the launch of sink_kernel", heads, 1024, 0, stream,
            {in.sink, grad.dsink, lse2, delta, static_cast<int>(p.batch), heads,
-            q_tiles * P.tile.q, static_cast<int>(p.q_len), accumulate.queries});
+            q_tiles * P.tile.q, static_cast<int>(p.q_len), grad.dq.accumulate});
   }
 }
 

@@ -11,26 +11,25 @@
 
 namespace maskring::cuda::detail::sm80 {
 
-/// A shape of the backward kernel. Each product is dealt out to the warps as a grid.
+/// A shape of the backward kernel. Half of the warps (a group) make weights and dv, the others their
+/// gradients and dk, all of them dq. Each product is dealt out to the warps as a grid.
 struct backward_policy {
-  int qk_dim = 128;  ///< head dimensions; smaller ones are filled with 0
-  int v_dim = 128;
+  int dim = 128;  ///< head dimension; smaller ones are filled with 0
   tile_shape tile{64, 128};
   int warps = 8;
-  int s_warps = 2;  ///< along the queries, of scores: the others lie along the keys
-  int k_warps = 4;  ///< along the keys, of dk and dv
-  int q_warps = 2;  ///< along the queries, of dq
+  int s_warps = 1;  ///< of a group along the queries, of scores: the others lie along the keys
+  int k_warps = 2;  ///< of a group along the keys, of dk or dv
+  int q_warps = 2;  ///< of all along the queries, of dq
   int stages = 2;   ///< tiles of queries and their output gradients held: 2, or 1
 
   constexpr int threads() const { return 32 * warps; }
+  constexpr int group_warps() const { return warps / 2; }
 
   // Shared memory, in bytes from its beginning.
   constexpr int k_at() const { return 0; }
-  constexpr int v_at() const { return 2 * tile.kv * qk_dim; }
-  constexpr int q_at(int stage) const {
-    return 2 * (tile.kv * (qk_dim + v_dim) + stage * tile.q * qk_dim);
-  }
-  constexpr int o_at(int stage) const { return q_at(stages) + 2 * stage * tile.q * v_dim; }
+  constexpr int v_at() const { return 2 * tile.kv * dim; }
+  constexpr int q_at(int stage) const { return 2 * (2 * tile.kv + stage * tile.q) * dim; }
+  constexpr int o_at(int stage) const { return q_at(stages) + 2 * stage * tile.q * dim; }
   constexpr int p_at() const { return o_at(stages); }
   constexpr int ds_at() const { return p_at() + 2 * tile.q * tile.kv; }
   /// Each row's lse and delta.
@@ -53,7 +52,7 @@ struct backward_arguments {
   float scale;
   const float* lse2;   ///< [batch, head, q_tiles · tile.q], in powers of two; inf where nothing counts
   const float* delta;  ///< the same shape: Σ dout · out − dlse
-  float* dq_sums;      ///< [batch, head, q_tiles][tile.q · qk_dim], a tile as the threads hold it
+  float* dq_sums;      ///< [batch, head, q_tiles][tile.q · dim], a tile as the threads hold it
   int* dq_done;        ///< [batch, head, q_tiles], see dq_turn
   int* next_unit;
   int layers;      ///< batch · kv_heads

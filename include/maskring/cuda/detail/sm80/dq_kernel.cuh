@@ -23,16 +23,16 @@ __global__ void __launch_bounds__(Arguments::policy.threads())
     dq_kernel(const __grid_constant__ Arguments args) {
   constexpr backward_policy P = Arguments::policy;
   constexpr int rows = P.tile.q / P.q_warps / 16;
-  constexpr int groups = P.qk_dim / (P.warps / P.q_warps) / 8;
+  constexpr int groups = P.dim / (P.warps / P.q_warps) / 8;
   const int tile = static_cast<int>(blockIdx.x) % args.q_tiles;
   const int h = static_cast<int>(blockIdx.x) / args.q_tiles % args.heads;
   const int b = static_cast<int>(blockIdx.x) / args.q_tiles / args.heads;
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int first_row = tile * P.tile.q + warp % P.q_warps * rows * 16 +
+  const int first_row = tile * P.tile.q + warp % P.q_warps * 16 +
                         fragment_layout::first_row(static_cast<int>(threadIdx.x) % 32);
   const int first_column = warp / P.q_warps * groups * 8;
   const float4* sums = reinterpret_cast<const float4*>(
-                           args.sums + index_t{blockIdx.x} * (P.tile.q * P.qk_dim)) +
+                           args.sums + index_t{blockIdx.x} * (P.tile.q * P.dim)) +
                        threadIdx.x;
 #pragma unroll
   for (int m = 0; m < rows; ++m) {
@@ -50,8 +50,8 @@ __global__ void __launch_bounds__(Arguments::policy.threads())
         lower[2 * i + 1] = four[i].w * args.scale;
       }
       using T = typename Arguments::input_type;
-      store_quad<T>(args.dq, b, h, first_row + 16 * m, first_column + 8 * g, upper);
-      store_quad<T>(args.dq, b, h, first_row + 16 * m + 8, first_column + 8 * g, lower);
+      store_quad<T>(args.dq, b, h, first_row + 16 * P.q_warps * m, first_column + 8 * g, upper);
+      store_quad<T>(args.dq, b, h, first_row + 16 * P.q_warps * m + 8, first_column + 8 * g, lower);
     }
   }
 }

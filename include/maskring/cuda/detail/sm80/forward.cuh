@@ -28,10 +28,8 @@ void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
              const block_map_view& map, const Score& score, const problem& p, cudaStream_t stream) {
   using arguments = forward_arguments<P, T, Mask, Score>;
   if (p.q_len == 0) return;
-  // Two thirds of the L2 for keys and values; the rest sees queries and output pass.
   const work_order order =
-      work_order::make(p, P.tile, device_attribute(cudaDevAttrMultiProcessorCount),
-                       device_attribute(cudaDevAttrL2CacheSize) * index_t{2} / 3);
+      work_order::make(p, P.tile, device_attribute(cudaDevAttrMultiProcessorCount), false);
   const arguments args{in.q,
                        in.k,
                        in.v,

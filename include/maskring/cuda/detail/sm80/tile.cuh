@@ -46,14 +46,14 @@ struct row_source {
   }
 };
 
-/// Starts copying rows [first, first + Rows) of the source to shared memory with all `Threads` of the
-/// block; rows and columns that the source does not have become 0. Completes with this thread's
-/// copies and the next barrier.
+/// Starts copying rows [first, first + Rows) of the source to shared memory with `Threads` threads, all
+/// of the block's or a part of them; rows and columns that the source does not have become 0. Completes
+/// with this thread's copies and the next barrier.
 template <class Layout, int Threads>
 __device__ inline void fill_tile(std::uint32_t shared, const row_source& source, int first) {
   constexpr int chunks = Layout::chunks;
   static_assert(Layout::rows * chunks % Threads == 0);
-  const int thread = static_cast<int>(threadIdx.x);
+  const int thread = static_cast<int>(threadIdx.x) % Threads;
   if constexpr (Threads % chunks == 0 && (Threads / chunks) % 8 == 0) {
     // Each thread keeps its column of chunks, and its place in the permutation.
     constexpr int step = Threads / chunks;
@@ -101,6 +101,15 @@ __device__ inline void fill_tile(std::uint32_t shared, const row_source& source,
   }
 }
 
+/// From an address in the first of 16 × 16 blocks to the same place of the one that begins at row 16·i
+/// and chunk 2·c.
+template <class Layout>
+__device__ inline std::uint32_t block_address(std::uint32_t at, int i, int c) {
+  constexpr std::uint32_t permuted = Layout::spread * 16 - 1;
+  const std::uint32_t column = 32 * c;
+  return (at ^ (column & permuted)) + (column & ~permuted) + i * 16 * Layout::row_bytes;
+}
+
 /// Reads 16 × 16 blocks of a tile as operands of ptx::mma.
 ///
 /// With `Pairs` false lane l names row l % 16 and chunk l / 16 of the block: the order of an A operand
@@ -110,6 +119,8 @@ __device__ inline void fill_tile(std::uint32_t shared, const row_source& source,
 template <class Layout, bool Pairs>
 class block_reader {
 public:
+  static constexpr int columns = Layout::columns;
+
   /// Blocks are counted from row `row` (a multiple of 8) and chunk `chunk`, whose number must have no
   /// bit in common with those of the chunks read relative to it.
   __device__ explicit block_reader(std::uint32_t shared, int row = 0, int chunk = 0) {
@@ -132,12 +143,32 @@ public:
   __device__ void forget() { asm volatile("" : "+r"(at_)); }
 
 private:
-  __device__ std::uint32_t address(int i, int c) const {
-    constexpr std::uint32_t permuted = Layout::spread * 16 - 1;
-    const std::uint32_t column = 32 * c;
-    return (at_ ^ (column & permuted)) + (column & ~permuted) + i * 16 * Layout::row_bytes;
+  __device__ std::uint32_t address(int i, int c) const { return block_address<Layout>(at_, i, c); }
+
+  std::uint32_t at_;
+};
+
+/// Writes 16 × 16 blocks that lie in registers as products leave them, packed in pairs: what a
+/// block_reader with `Pairs` false gives back.
+template <class Layout>
+class block_writer {
+public:
+  /// Blocks are counted as by block_reader.
+  __device__ block_writer(std::uint32_t shared, int row, int chunk) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    at_ = shared + Layout::offset(row + lane / 4, chunk) + lane % 4 * 4;
   }
 
+  __device__ void store(const std::uint32_t (&word)[4], int i, int c) const {
+    const std::uint32_t first = block_address<Layout>(at_, i, c);
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const std::uint32_t to = (first ^ w / 2 * 16) + w % 2 * 8 * Layout::row_bytes;
+      asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(word[w]) : "memory");
+    }
+  }
+
+private:
   std::uint32_t at_;
 };
 

@@ -4,6 +4,7 @@
 
 #include <maskring/block/map.hpp>
 #include <maskring/core/problem.hpp>
+#include <maskring/cuda/detail/row_states.cuh>
 #include <maskring/cuda/detail/sm90/storage.cuh>
 #include <maskring/cuda/detail/work_order.cuh>
 #include <maskring/score/concepts.hpp>
@@ -16,9 +17,10 @@ namespace maskring::cuda::detail::sm90 {
 
 /// Everything one launch computes. The policy and the types are part of this type because nvcc 13.0
 /// cannot launch a kernel that has a namespaced struct among its own template arguments.
-template <forward_policy P, class T, class O, class Mask, class Score>
+template <forward_policy P, class T, class O, class Mask, class Score, bool Carries = false>
 struct forward_arguments {
   static constexpr forward_policy policy = P;
+  static constexpr bool carries = Carries; ///< rows may be open before and after: `states`
   static constexpr bool has_score = !std::is_same_v<Score, maskring::score::none>;
   using input_type = T;
   using output_type = O;
@@ -40,6 +42,7 @@ struct forward_arguments {
   Score score;
   float scale;
   int q_len, kv_len, group;
+  row_states states; ///< if `carries`
 };
 
 } // namespace maskring::cuda::detail::sm90

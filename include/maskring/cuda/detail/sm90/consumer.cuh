@@ -49,6 +49,7 @@ public:
     work_item item = next_item();
     if (!item.valid()) return;
     if (P.ping_pong && group_ == P.consumers() - 1) give_turn();
+    begin(item, out, rows);
     wait_queries();
     wait_keys();
     multiply_keys(s);
@@ -57,8 +58,11 @@ public:
       const item_score score = score_at(args_.score, item.batch, item.head);
       tile_note note = smem_.notes[k_cursor_.stage()];
       release_scored(note);
-      float factor[2]; // there is no output yet
-      exponentiate(s, item, score, note, rows, p[0], factor);
+      float factor[2];
+      // Only what earlier calls left can be there to be rescaled.
+      if (exponentiate(s, item, score, note, rows, p[0], factor) && Arguments::carries) {
+        scale_rows(out, factor);
+      }
       finish_copy();
       if (!note.last()) wait_keys();
       while (!note.last()) {
@@ -87,10 +91,8 @@ public:
       ptx::wgmma_wait<1>(out, p[0]);
       release(smem_.v_slots[v_cursor().stage()]);
       store(item, out, rows);
-#pragma unroll
-      for (float& sum : out) sum = 0;
-      rows = {};
       item = next;
+      begin(item, out, rows);
       ptx::wgmma_wait<0>(s);
     }
     wait_values();
@@ -138,10 +140,31 @@ private:
     return smem_.k_slots[next.stage()].is_full(next.round());
   }
 
+  /// An item begins with nothing, or with what earlier calls saw of its rows; while its first
+  /// scores form.
+  __device__ void begin(const work_item& item, float (&out)[P.v_dim / 2],
+                        optimistic_softmax<T>& rows) const {
+    rows = {};
+    if constexpr (Arguments::carries) {
+      if (item.continues()) {
+        load_states(args_, item, first_query(item, lane_), out, rows);
+        return;
+      }
+    }
+#pragma unroll
+    for (float& sum : out) sum = 0;
+  }
+
   __device__ void store(const work_item& item, float (&out)[P.v_dim / 2],
                         const optimistic_softmax<T>& rows) {
     const int lane = lane_here();
     const int q = first_query(item, lane);
+    if constexpr (Arguments::carries) {
+      if (item.stays_open()) {
+        store_states(args_, item, q, out, rows);
+        return;
+      }
+    }
     const int column = fragment_layout::first_column(lane);
     finish_rows(args_, item, q, column, out, rows);
     if constexpr (Arguments::copies_out) {
@@ -192,8 +215,12 @@ private:
     for (;;) {
       const work_item item = smem_.take_work(work_round_++);
       if (!item.valid() || !item.sees_nothing()) return item;
-      store_unseen_rows(args_, item, first_query(item, lane_),
-                        fragment_layout::first_column(lane_));
+      const int q = first_query(item, lane_), column = fragment_layout::first_column(lane_);
+      if constexpr (Arguments::carries) {
+        pass_unseen_states(args_, item, q, column);
+      } else {
+        store_unseen_rows(args_, item, q, column);
+      }
     }
   }
 

@@ -151,6 +151,97 @@ __device__ void stage_rows(std::byte* tile, int first, int lane, const float (&o
   }
 }
 
+/// The state that an earlier call left of this thread's two rows, `q` and q + 8.
+template <class Arguments>
+__device__ void load_states(const Arguments& args, const work_item& item, int q,
+                            float (&out)[Arguments::policy.v_dim / 2],
+                            optimistic_softmax<typename Arguments::input_type>& rows) {
+  constexpr forward_policy P = Arguments::policy;
+  const int lane = static_cast<int>(threadIdx.x) % 4;
+  const int width = static_cast<int>(args.states.sums.extents[3]);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = q + 8 * r;
+    const bool stored = row < args.q_len;
+    const float* sums = stored ? &args.states.sums(item.batch, item.head, row, 4 * lane) : nullptr;
+#pragma unroll
+    for (int i = 0; i < P.v_dim / 8; i += 2) {
+      const float4 four = stored && 8 * i < width ? *reinterpret_cast<const float4*>(sums + 8 * i)
+                                                  : float4{0, 0, 0, 0};
+      out[4 * i + 2 * r] = four.x, out[4 * i + 2 * r + 1] = four.y;
+      out[4 * i + 4 + 2 * r] = four.z, out[4 * i + 5 + 2 * r] = four.w;
+    }
+    if (stored) {
+      rows.reference[r] = args.states.maximum(item.batch, item.head, row);
+      rows.sum[r] = lane == 0 ? args.states.total(item.batch, item.head, row) : 0.0f;
+    }
+  }
+}
+
+/// Leaves it to the next.
+template <class Arguments>
+__device__ void store_states(const Arguments& args, const work_item& item, int q,
+                             const float (&out)[Arguments::policy.v_dim / 2],
+                             const optimistic_softmax<typename Arguments::input_type>& rows) {
+  constexpr forward_policy P = Arguments::policy;
+  const int lane = static_cast<int>(threadIdx.x) % 4;
+  const int width = static_cast<int>(args.states.sums.extents[3]);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = q + 8 * r;
+    const float total = rows.total(r);
+    if (row >= args.q_len) continue;
+    if (lane == 0) {
+      args.states.maximum(item.batch, item.head, row) = rows.reference[r];
+      args.states.total(item.batch, item.head, row) = total;
+    }
+    float* sums = &args.states.sums(item.batch, item.head, row, 4 * lane);
+#pragma unroll
+    for (int i = 0; i < P.v_dim / 8; i += 2) {
+      if (8 * i >= width) break;
+      *reinterpret_cast<float4*>(sums + 8 * i) =
+          float4{out[4 * i + 2 * r], out[4 * i + 2 * r + 1], out[4 * i + 4 + 2 * r],
+                 out[4 * i + 5 + 2 * r]};
+    }
+  }
+}
+
+/// For rows that see nothing in a call of several.
+template <class Arguments>
+__device__ void pass_unseen_states(const Arguments& args, const work_item& item, int q,
+                                   int column) {
+  if (item.idle() || (item.continues() && item.stays_open())) return;
+  for (int r = 0; r < 2; ++r) {
+    const int row = q + 8 * r;
+    if (row >= args.q_len) continue;
+    float& maximum = args.states.maximum(item.batch, item.head, row);
+    float& total = args.states.total(item.batch, item.head, row);
+    float* sums = &args.states.sums(item.batch, item.head, row, 0);
+    if (item.stays_open()) { // begins with nothing
+      if (column == 0) maximum = -online_softmax::infinity, total = 0;
+      for (int c = column; c < args.states.sums.extents[3]; c += 8) {
+        sums[row_states::place(c)] = sums[row_states::place(c) + 1] = 0;
+      }
+      continue;
+    }
+    const bool seen = item.continues() && total > 0;
+    const row_shares shares{args, item, row,
+                            seen ? softmax_state<float>{maximum * (1.0f / log2_e), total}
+                                 : softmax_state<float>{}};
+    if (column == 0 && args.lse.data != nullptr) args.lse(item.batch, item.head, row) = shares.lse;
+    for (int c = column; c < args.out.extents[3]; c += 8) {
+      for (int i = 0; i < 2; ++i) {
+        float value = shares.own == 0 ? 0.0f : shares.own * sums[row_states::place(c) + i];
+        if (shares.carried != 0) {
+          value += shares.carried * args.previous.out(item.batch, item.head, row, c + i);
+        }
+        args.out(item.batch, item.head, row, c + i) =
+            static_cast<typename Arguments::output_type>(value);
+      }
+    }
+  }
+}
+
 /// The same for rows that see nothing: the carried output if there is one, otherwise 0.
 template <class Arguments>
 __device__ void store_unseen_rows(const Arguments& args, const work_item& item, int q, int column) {

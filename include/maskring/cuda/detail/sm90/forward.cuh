@@ -100,24 +100,23 @@ bool supported(forward_policy policy, const inputs<T>& in, const results<O>& out
 }
 
 /// out = softmax(score(scale · q kᵀ) where mask) v and its log-sum-exp, continuing from
-/// `in.previous`; queued on `stream`.
+/// `in.previous`; queued on `stream`. If it carries, `states` says which rows begin or end open.
 /// @throws std::runtime_error if CUDA refuses the launch.
-template <forward_policy P, class T, class O, class Mask, class Score>
+template <forward_policy P, bool Carries = false, class T, class O, class Mask, class Score>
 void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
              const block_map_view& map, const Score& score, const problem& p, int* next_work,
-             cudaStream_t stream) {
+             bool accompanied, cudaStream_t stream, const row_states& states = {}) {
   static_assert(P.valid(), "maskring: no Hopper forward kernel of this shape");
   static_assert(sizeof(forward_storage<P>) <= 227 * 1024,
                 "maskring: the shape needs more shared memory than a Hopper block has");
-  using arguments = forward_arguments<P, T, O, Mask, Score>;
+  using arguments = forward_arguments<P, T, O, Mask, Score, Carries>;
 
+  // Most steps of several see everything or nothing: all query tiles take as long.
+  const bool followed = accompanied || Carries || map.rows.offsets == nullptr;
   int device = 0;
   int processors = 0;
-  int l2_bytes = 0;
   require_cuda(cudaGetDevice(&device), "cudaGetDevice");
   require_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
-               "cudaDeviceGetAttribute");
-  require_cuda(cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, device),
                "cudaDeviceGetAttribute");
 
   constexpr auto columns = [](operand_layout layout) { return layout.chunk_columns(); };
@@ -127,12 +126,22 @@ void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
   }
   arguments args{ptx::make_tensor_map(in.q, P.tile.q, columns(query_layout(P))),
                  ptx::make_tensor_map(in.k, P.tile.kv, columns(key_layout(P))),
-                 ptx::make_tensor_map(in.v, P.tile.kv, columns(value_layout(P))), copied_out,
-                 out.out, out.lse, in.previous, in.sink, map,
-                 // Two thirds of the L2 for keys and values; the rest sees queries and output pass.
-                 work_order::make(p, P.tile, processors, l2_bytes * index_t{2} / 3), next_work,
-                 mask, score, p.scale, static_cast<int>(p.q_len), static_cast<int>(p.kv_len),
-                 static_cast<int>(p.group())};
+                 ptx::make_tensor_map(in.v, P.tile.kv, columns(value_layout(P))),
+                 copied_out,
+                 out.out,
+                 out.lse,
+                 in.previous,
+                 in.sink,
+                 map,
+                 work_order::make(p, P.tile, processors, followed),
+                 next_work,
+                 mask,
+                 score,
+                 p.scale,
+                 static_cast<int>(p.q_len),
+                 static_cast<int>(p.kv_len),
+                 static_cast<int>(p.group()),
+                 states};
   const int blocks = std::min(processors, args.order.count());
   if (blocks == 0) return;
 

@@ -3,6 +3,7 @@
 // loads keys and values.
 #pragma once
 
+#include <maskring/cuda/detail/ptx/prefetch.cuh>
 #include <maskring/cuda/detail/ptx/tensor_map.cuh>
 #include <maskring/cuda/detail/sm90/arguments.cuh>
 #include <maskring/cuda/detail/sm90/tile_walk.cuh>
@@ -19,6 +20,19 @@ __device__ void load_tile(std::byte* destination, const CUtensorMap& map, std::u
   }
 }
 
+/// Learns what becomes of the item's rows; the state that they have so far comes to the L2 cache.
+template <class Arguments>
+__device__ void begin_state(const Arguments& args, work_item& item) {
+  item.part = args.states.tiles[item.q_tile];
+  if (item.idle()) item.last_run = item.first_run;
+  const view<float, 4>& sums = args.states.sums;
+  if (!item.continues() || sums.strides[2] != sums.extents[3]) return;
+  const int first = item.q_tile * Arguments::policy.tile.q;
+  const int rows = min(Arguments::policy.tile.q, args.q_len - first);
+  ptx::prefetch_to_l2(&sums(item.batch, item.head, first, 0),
+                      rows * static_cast<int>(sums.extents[3] * sizeof(float)));
+}
+
 /// One thread: takes work from the grid's counter, hands it to producer and consumers, and loads
 /// its queries.
 ///
@@ -31,7 +45,10 @@ __device__ void schedule(const Arguments& args, forward_storage<Arguments::polic
   ring_cursor<P.query_stages> q_cursor;
   int index = static_cast<int>(blockIdx.x);
   for (std::uint32_t round = 0;; ++round) {
-    const work_item item = args.order.item(index, args.map);
+    work_item item = args.order.item(index, args.map);
+    if constexpr (Arguments::carries) {
+      if (item.valid()) begin_state(args, item);
+    }
     smem.work_slot.wait_empty(round);
     smem.work = item;
     ptx::arrive(smem.work_slot.full);
