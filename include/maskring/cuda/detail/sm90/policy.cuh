@@ -24,11 +24,13 @@ struct forward_policy {
   // setmaxnreg moves the producer's registers to the consumers, who must not ask for more than the
   // kernel starts with: 65536 over all threads, in eights for each.
   constexpr int producer_registers() const {
-    return consumers() == 1 ? 56 : consumers() == 2 ? 40 : 32;
+    return consumers() == 1 ? 56 : consumers() == 2 ? (spares_registers() ? 56 : 40) : 32;
   }
   constexpr int consumer_registers() const {
-    return consumers() == 1 ? 256 : consumers() == 2 ? 232 : 160;
+    return consumers() == 1 ? 256 : consumers() == 2 ? (spares_registers() ? 224 : 232) : 160;
   }
+  /// Whether two groups leave registers over, which judges can use.
+  constexpr bool spares_registers() const { return v_dim <= 128 && tile.kv <= 128; }
 
   constexpr bool valid() const {
     return qk_dim % 32 == 0 && v_dim % 32 == 0 && qk_dim <= 256 && v_dim <= 256 &&
