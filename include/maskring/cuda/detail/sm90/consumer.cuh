@@ -43,7 +43,7 @@ public:
   __device__ void run() {
     float s[score_count];
     weights p[weight_sets];
-    float out[P.v_dim / 2] = {};
+    float out[P.v_dim / 2];
     optimistic_softmax<T> rows;
 
     work_item item = next_item();
@@ -152,7 +152,7 @@ private:
       }
     }
 #pragma unroll
-    for (float& sum : out) sum = 0;
+    for (int i = 0; i < P.v_dim / 2; ++i) out[i] = 0;
   }
 
   __device__ void store(const work_item& item, float (&out)[P.v_dim / 2],

@@ -116,7 +116,7 @@ __device__ void judge_tile(const Arguments& args, const work_item& item, int til
     std::uint32_t some = __ballot_sync(~0u, v == verdict::some);
     const std::uint32_t all = __ballot_sync(~0u, v == verdict::all);
 #pragma unroll 1
-    for (int first = 0; first < 32; first += verdicts::columns) {
+    for (int first = 0; P.judges_elements() && first < 32; first += verdicts::columns) {
       const int strip = (32 * word + first) / verdicts::columns;
       const std::uint32_t kept = all >> first & verdicts::every_block;
       if (kept == verdicts::every_block) continue;
@@ -138,11 +138,7 @@ __device__ void judge_blocks(const Arguments& args, forward_storage<Arguments::p
   const int lane = static_cast<int>(threadIdx.x) % 32;
   ring_cursor<P.stages> cursor;
   for (std::uint32_t work_round = 0;; ++work_round) {
-    smem.work_slot.wait_full(work_round);
-    const work_item item = smem.work;
-    __syncwarp(); // all lanes have read; with an arrival of each, verdicts would need more
-                  // registers
-    if (lane == 0) ptx::arrive(smem.work_slot.empty);
+    const work_item item = smem.take_work(work_round);
     if (!item.valid()) return;
     if (item.sees_nothing()) continue;
     for (tile_walk walk{args, item, P.tile.kv};; walk.advance()) {
@@ -169,8 +165,9 @@ public:
   __device__ kept_scores(const Arguments& args, const verdicts& found, int strip, score_origin at)
       : all_{verdicts::row(found.all, strip)} {
 #pragma unroll
-    for (int w = 0; w < verdicts::kept_words; ++w)
-      kept_[w] = found.kept[strip][w][threadIdx.x % 32];
+    for (int w = 0; w < verdicts::kept_words; ++w) {
+      kept_[w] = P.judges_elements() ? found.kept[strip][w][threadIdx.x % 32] : spread(all_, w);
+    }
     add_elements(args, verdicts::row(found.some, strip), at, kept_);
   }
 

@@ -12,11 +12,11 @@ struct forward_policy {
   int qk_dim = 128;      ///< head dimension of queries and keys; smaller ones are filled with 0
   int v_dim = 128;       ///< of values
   tile_shape tile{};     ///< of the block map, and of the kernel
-  int stages = 2;              ///< tiles of keys, and of values, in flight
-  int query_stages = 1;        ///< query tiles: with 2 the next item's queries arrive early
-  bool ping_pong = true;       ///< consumers take turns: one multiplies while another exponentiates
-  bool overlap = true;         ///< they also exponentiate beside their own products with V, which
-                               ///< takes registers for weights of two tiles
+  int stages = 2;        ///< tiles of keys, and of values, in flight
+  int query_stages = 1;  ///< query tiles: with 2 the next item's queries arrive early
+  bool ping_pong = true; ///< consumers take turns: one multiplies while another exponentiates
+  bool overlap = true;   ///< they also exponentiate beside their own products with V, which
+                         ///< takes registers for weights of two tiles
 
   constexpr int consumers() const { return tile.q / 64; }
   constexpr int threads() const { return 128 * (consumers() + 1); }
@@ -29,6 +29,8 @@ struct forward_policy {
   constexpr int consumer_registers() const {
     return consumers() == 1 ? 256 : consumers() == 2 ? (spares_registers() ? 224 : 232) : 160;
   }
+  /// Whether judges look at elements; with fewer registers they spill.
+  constexpr bool judges_elements() const { return producer_registers() >= 56; }
   /// Whether two groups leave registers over, which judges can use.
   constexpr bool spares_registers() const { return v_dim <= 128 && tile.kv <= 128; }
 

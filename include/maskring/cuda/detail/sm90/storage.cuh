@@ -65,7 +65,7 @@ struct block_verdicts {
   std::uint32_t some[words]; ///< blocks that consumers evaluate
   std::uint32_t all[words];  ///< blocks that are all kept
   /// Of strips that are not: 8 bits a block for the elements of each lane, without `some`.
-  std::uint32_t kept[strips][kept_words][32];
+  std::uint32_t kept[P.judges_elements() ? strips : 1][kept_words][32];
 
   /// A strip's bits of `some` or `all`.
   static __device__ std::uint32_t row(const std::uint32_t (&bits)[words], int strip) {
@@ -91,7 +91,7 @@ struct forward_storage {
   /// except where each of their lanes reads or writes for itself.
   __device__ void init() {
     constexpr int consumer_warps = 4 * P.consumers();
-    work_slot.init(1, 32 * consumer_warps + judges + 1);
+    work_slot.init(1, 32 * (consumer_warps + judges) + 1);
     ::cuda::ptx::mbarrier_init(&item_ending, 1);
     for (int s = 0; s < P.query_stages; ++s) q_slots[s].init(1, consumer_warps);
     for (int s = 0; s < P.stages; ++s) {
