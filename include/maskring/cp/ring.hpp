@@ -220,7 +220,8 @@ private:
       return tile.has_value();
     });
     const tile_shape wanted = this->options_.tile;
-    if (!fit || this->q_size() == 0 || (wanted != tile_shape{} && wanted != *tile)) return {};
+    if (!fit || !tile || this->q_size() == 0) return {}; // no tile where no rank has keys
+    if (wanted != tile_shape{} && wanted != *tile) return {};
     if (!tiles_ || tiles_->tile() != tile->q) {
       tiles_.emplace(this->plan_, this->rank(), tile->q);
       parts_ = backend<Exec>::keep(exec, tiles_->parts());

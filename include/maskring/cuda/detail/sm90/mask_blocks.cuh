@@ -135,7 +135,6 @@ template <class Arguments>
 __device__ void judge_blocks(const Arguments& args, forward_storage<Arguments::policy>& smem,
                              int warp) {
   constexpr forward_policy P = Arguments::policy;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
   ring_cursor<P.stages> cursor;
   for (std::uint32_t work_round = 0;; ++work_round) {
     const work_item item = smem.take_work(work_round);
