@@ -47,8 +47,9 @@ struct open_tiles {
 ///   had; `forward_step(…)`, as forward(), with open_tiles after the options; `state_width(v_dim)`,
 ///   how long their rows of sums are; `keep(exec, bytes)`, memory for the parts of tiles
 /// - optionally, for backward calls that add up dq among themselves: `adds_up_dq<T>`, whether there
-///   are any for inputs of T; `backward_step(exec, saved, upstream, dq, gradients (dk, dv, dsink), mask, block_map_view, score,
-///   options, adds, first, last)`, all over the same queries; the last one writes dq and dsink
+///   are any for inputs of T; `backward_step(exec, saved, upstream, dq, gradients (dk, dv, dsink),
+///   mask, block_map_view, score, options, adds, first, last)`, all over the same queries; the last
+///   one writes dq and dsink
 /// - `backward_with_new_keys(…)`: as backward(), but it adds to dq and dsink and writes dk and dv,
 ///   all floats
 ///
