@@ -55,7 +55,7 @@ public:
     for (int block = 0; block < rows * at::s_columns; ++block) {
       const int m = first_row() + block / at::s_columns, n = block % at::s_columns;
       std::uint32_t bits = 0xff;
-      if (own.has(m * at::s_q, n * at::s_kv)) bits = kept_of_block(args_, block_origin(m, n));
+      if (own.has(m * at::s_q, n * at::s_kv)) bits = kept_elements(args_, block_origin(m, n));
 #pragma unroll
       for (int w = 0; w < static_cast<int>(std::size(out.word)); ++w) {
         out.word[w] |= (block / 4 == w ? bits : 0) << block % 4 * 8;

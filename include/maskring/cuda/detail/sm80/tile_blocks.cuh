@@ -2,8 +2,7 @@
 // A partial tile looked at more closely: the descent on verdicts goes on in blocks of 16 × 16.
 #pragma once
 
-#include <maskring/cuda/detail/fragment.cuh>
-#include <maskring/mask/concepts.hpp>
+#include <maskring/cuda/detail/kept_scores.cuh>
 
 #include <cstdint>
 #include <type_traits>
@@ -45,41 +44,16 @@ struct tile_blocks {
 #pragma unroll
     for (int first = 0; first < Rows * Columns; first += 32) {
       const int block = first + static_cast<int>(threadIdx.x) % 32;
-      const verdict v = block < Rows * Columns ? ask(args, batch, head, q + block / Columns * 16,
-                                                     kv + block % Columns * 16)
-                                               : verdict::none;
+      const verdict v = block < Rows * Columns
+                            ? block_verdict(args, batch, head, q + block / Columns * 16,
+                                            kv + block % Columns * 16)
+                            : verdict::none;
       using word = typename set::word;
       out.seen.bits |= static_cast<word>(__ballot_sync(~0u, v != verdict::none)) << first;
       out.some.bits |= static_cast<word>(__ballot_sync(~0u, v == verdict::some)) << first;
     }
     return out;
   }
-
-private:
-  template <class Arguments>
-  __device__ static verdict ask(const Arguments& args, int batch, int head, int q, int kv) {
-    if (q >= args.q_len || kv >= args.kv_len) return verdict::none;
-    const verdict inside = verdict_of(args.mask, {.q = {q, min(q + 15, args.q_len - 1)},
-                                                  .kv = {kv, min(kv + 15, args.kv_len - 1)},
-                                                  .batch = batch,
-                                                  .head = head});
-    return inside == verdict::all && kv + 16 > args.kv_len ? verdict::some : inside;
-  }
 };
-
-/// Bit i: whether the mask keeps entry i of a thread's 8 of a block. What lies past the ends is
-/// hidden.
-template <class Arguments>
-__device__ inline std::uint32_t kept_of_block(const Arguments& args, score_origin at) {
-  std::uint32_t bits = 0;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int q = min(at.q + 8 * fragment_layout::row(i), args.q_len - 1);
-    const int kv = at.kv + fragment_layout::column(i);
-    const bool keep = static_cast<bool>(args.mask(at.batch, at.head, q, min(kv, args.kv_len - 1)));
-    bits |= static_cast<std::uint32_t>(keep & (kv < args.kv_len)) << i;
-  }
-  return bits;
-}
 
 } // namespace maskring::cuda::detail::sm80

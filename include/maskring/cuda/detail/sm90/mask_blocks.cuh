@@ -7,10 +7,9 @@
 // they would hold these up.
 #pragma once
 
-#include <maskring/cuda/detail/fragment.cuh>
+#include <maskring/cuda/detail/kept_scores.cuh>
 #include <maskring/cuda/detail/sm90/arguments.cuh>
 #include <maskring/cuda/detail/sm90/tile_walk.cuh>
-#include <maskring/mask/concepts.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -29,38 +28,6 @@ __device__ verdict block_verdict(const Arguments& args, const work_item& item, i
                                                 .batch = item.batch,
                                                 .head = item.head});
   return inside == verdict::all && kv + keys > args.kv_len ? verdict::some : inside;
-}
-
-/// Which of a lane's 8 elements of a block of 16 × 16 are kept, as bits; `at` is the first.
-template <class Arguments>
-__device__ std::uint32_t kept_elements(const Arguments& args, score_origin at) {
-  std::uint32_t bits = 0;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int q = min(at.q + 8 * fragment_layout::row(i), args.q_len - 1);
-    const int kv = at.kv + fragment_layout::column(i);
-    const bool keep = static_cast<bool>(args.mask(at.batch, at.head, q, min(kv, args.kv_len - 1)));
-    bits |= static_cast<std::uint32_t>(keep & (kv < args.kv_len)) << i;
-  }
-  return bits;
-}
-
-/// Four blocks' bits, one block to a byte: all 8 or none.
-__device__ inline std::uint32_t spread(std::uint32_t blocks, int word) {
-  return ((blocks >> 4 * word & 15) * 0x00204081 & 0x01010101) * 0xff;
-}
-
-/// Adds the kept elements of a strip's `some` blocks to a lane's bits.
-template <class Arguments, int Words>
-__device__ void add_elements(const Arguments& args, std::uint32_t some, score_origin at,
-                             std::uint32_t (&bits)[Words]) {
-#pragma unroll 1
-  for (; some != 0; some &= some - 1) {
-    const int block = __ffs(some) - 1;
-    const std::uint32_t kept = kept_elements(args, {at.batch, at.head, at.q, at.kv + 16 * block});
-#pragma unroll
-    for (int w = 0; w < Words; ++w) bits[w] |= (block / 4 == w ? kept : 0) << block % 4 * 8;
-  }
 }
 
 /// A warp: writes which elements of a strip's blocks are kept. `some` blocks are partial and
