@@ -52,6 +52,9 @@ public:
     ring_.record(to, this->rank());
   }
 
+  /// As cp::ring::smallest_cut.
+  void smallest_cut(index_t rows) { ring_.smallest_cut(rows); }
+
   /// As cp::ring::forward.
   template <class Exec, class T, class O>
   void forward(const Exec& exec, const inputs<T>& in, const results<O>& out) {

@@ -66,7 +66,8 @@ struct home_memory {
 /// What home_gradients() makes.
 struct home_parts {
   bool queries = true;   ///< dq and dsink
-  bool zero_keys = true; ///< dk and dv begin at zero; else somebody writes them
+  bool keys = true;      ///< dk and dv
+  bool zero_keys = true; ///< these begin at zero; else somebody writes them
 };
 
 /// Sums of the ranks' shares of dk and dv: the gradients, and what they lose by rounding where the
@@ -103,6 +104,8 @@ public:
   void record(timeline* to, int as_rank) { recorder_.set(to, as_rank); }
 
 protected:
+  using communicator = Comm;
+
   /// @param make_plan is called once the ranks have agreed on the sizes.
   template <class MakePlan>
   driver(const char* call, Comm& comm, const cp::shape& sizes,
@@ -182,16 +185,21 @@ protected:
           return kept.template tensor<float>(*comm_, tensor.extent(0), tensor.extent(1),
                                              tensor.extent(2), tensor.extent(3));
         };
-        return gradients<float>{parts.queries ? like(memory.dq, grad.dq) : view<float, 4>{},
-                                like(memory.dk, grad.dk), like(memory.dv, grad.dv)}
-            .with_sink(grad.dsink);
+        const view<float, 4> none;
+        gradients<float> out{none, none, none};
+        if (parts.queries) out.dq = like(memory.dq, grad.dq);
+        if (parts.keys) {
+          out.dk = like(memory.dk, grad.dk);
+          out.dv = like(memory.dv, grad.dv);
+        }
+        return out.with_sink(grad.dsink);
       }
     }();
     if (!options_.accumulate && parts.queries) {
       backend<Exec>::zero(exec, home.dq);
       if (home.dsink) backend<Exec>::zero(exec, as_row(home.dsink));
     }
-    if (!options_.accumulate && parts.zero_keys) {
+    if (!options_.accumulate && parts.keys && parts.zero_keys) {
       backend<Exec>::zero(exec, home.dk);
       backend<Exec>::zero(exec, home.dv);
     }
@@ -229,13 +237,17 @@ protected:
     }
   }
 
+  /// Of what home_gradients() made.
   template <class Exec, class G>
   static void round_gradients(const Exec& exec, const gradients<float>& home,
                               const gradients<G>& grad) {
     if constexpr (!std::is_same_v<G, float>) {
-      if (home.dq) backend<Exec>::copy(exec, view<const float, 4>{home.dq}, grad.dq);
-      backend<Exec>::copy(exec, view<const float, 4>{home.dk}, grad.dk);
-      backend<Exec>::copy(exec, view<const float, 4>{home.dv}, grad.dv);
+      const auto round = [&](const view<float, 4>& sum, const view<G, 4>& to) {
+        if (sum) backend<Exec>::copy(exec, view<const float, 4>{sum}, to);
+      };
+      round(home.dq, grad.dq);
+      round(home.dk, grad.dk);
+      round(home.dv, grad.dv);
     }
   }
 
