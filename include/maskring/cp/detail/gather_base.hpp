@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// What both ways to gather keys have in common: where keys stand, and the call over them.
+#pragma once
+
+#include <maskring/cp/detail/driver.hpp>
+#include <maskring/cp/detail/gathered.hpp>
+
+namespace maskring::cp::detail {
+
+template <class Comm, class QLayout, class KvLayout, class Mask, class Score>
+class gather_base : public driver<Comm, QLayout, KvLayout, Mask, Score> {
+  using base = driver<Comm, QLayout, KvLayout, Mask, Score>;
+
+protected:
+  static constexpr const char* name = "cp::all_gather";
+
+  template <class MakePlan>
+  gather_base(Comm& comm, const shape& sizes, const shards<QLayout, KvLayout>& split,
+              const Mask& mask, const Score& score, const options& opt, MakePlan make_plan)
+      : base{name, comm, sizes, split, mask, score, opt, make_plan} {
+    if constexpr (comm::memory_sharing<Comm>) {
+      // One copy of all keys takes less than a copy of what each rank needs, if that is much.
+      index_t needed = 0;
+      for (int rank = 0; rank < this->ranks(); ++rank) {
+        for (int shard = 0; shard < this->ranks(); ++shard) {
+          needed += this->plan_.needed(rank, shard).size();
+        }
+      }
+      in_place_ = this->comm_->shares_memory() && needed >= 2 * this->split_.kv.sequence();
+    }
+    for (int shard = 0; shard < this->ranks(); ++shard) {
+      const interval part = this->plan_.needed(this->rank(), shard);
+      stretches_.push_back(stretches_of(this->split_.kv.map(shard), part));
+      keys_needed_ += part.size();
+    }
+    keys_at_ = gathered_keys{stretches_, !in_place_};
+  }
+
+  auto local_mask() const {
+    return shard::rewrite(this->mask_, this->split_.q.map(this->rank()), keys_at_.map());
+  }
+  auto local_score() const {
+    return shard::rewrite(this->score_, this->split_.q.map(this->rank()), keys_at_.map());
+  }
+  template <class Exec, class T, class O, class LocalMask>
+  const block_map_view& forward_map(const Exec& exec, const inputs<T>& in, const results<O>& out,
+                                    const LocalMask& mask) {
+    return maps_.forward(exec, in, out, mask, this->map_of(keys_at_.size()), this->options_.tile);
+  }
+  template <class Exec, class LocalMask>
+  const block_map_view& backward_map(const Exec& exec, const LocalMask& mask) {
+    return maps_.backward(exec, mask, this->map_of(keys_at_.size()), this->options_.tile);
+  }
+
+  template <class T = float>
+  view<T, 4> keys_tensor(kept_buffer<Comm>& memory, index_t keys, index_t dim) {
+    return memory.template tensor<T>(*this->comm_, this->sizes_.batch, this->sizes_.kv_heads, keys,
+                                     dim);
+  }
+
+  bool in_place_ = false;
+  std::vector<std::vector<stretch>> stretches_; // of needed keys, by shard
+  index_t keys_needed_ = 0;
+  gathered_keys keys_at_;
+  kept_maps maps_;
+  kept_buffer<Comm> k_, v_, dk_, dv_; // of gathered keys
+  home_memory<Comm> home_;
+};
+
+} // namespace maskring::cp::detail
