@@ -74,16 +74,8 @@ TEST_CASE("drivers on a device: a driver may outlive the streams of its calls") 
   const auto exact = reference_results_of(in, mask);
   comm::run_local(2, [&](comm::local& c) {
     cp::ring driver{c, s.shape, split, mask};
-    case_sizes mine = s;
-    mine.q_len = mine.kv_len = split.size(c.rank());
     for (int i = 0; i < 3; ++i) {
-      device_part<bfloat16, bfloat16, bfloat16> part{shard_of(in.q, split, c.rank()),
-                                                     shard_of(in.k, split, c.rank()),
-                                                     shard_of(in.v, split, c.rank()),
-                                                     shard_of(in.dout, split, c.rank()),
-                                                     shard_of(in.dlse, split, c.rank()),
-                                                     in.sink,
-                                                     mine};
+      auto part = part_of(in, split, c.rank());
       part.run([&](const auto& given, const auto& out) { driver.forward(part.exec(), given, out); },
                [&](const auto& kept, const auto& up, const auto& grad) {
                  driver.backward(part.exec(), kept, up, grad);
@@ -152,15 +144,7 @@ TEST_CASE("drivers on a device: a rank that fails in the middle of a ring ends t
   try {
     comm::run_local(4, [&](comm::local& c) {
       const int rank = c.rank();
-      case_sizes mine = s;
-      mine.q_len = mine.kv_len = split.size(rank);
-      device_part<bfloat16, bfloat16, bfloat16> part{shard_of(in.q, split, rank),
-                                                     shard_of(in.k, split, rank),
-                                                     shard_of(in.v, split, rank),
-                                                     shard_of(in.dout, split, rank),
-                                                     shard_of(in.dlse, split, rank),
-                                                     in.sink,
-                                                     mine};
+      auto part = part_of(in, split, rank);
       cp::ring driver{c, s.shape, split, any_mask{any_mask::causal}};
       const auto pass = [&] {
         part.run(

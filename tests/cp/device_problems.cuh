@@ -87,6 +87,20 @@ private:
   bool with_sink_;
 };
 
+/// One rank's shard of a problem whose queries and keys are split alike.
+template <class T, class Split>
+device_part<T, T, T> part_of(const whole_inputs<T>& in, const Split& split, int rank) {
+  case_sizes mine = in.sizes;
+  mine.q_len = mine.kv_len = split.size(rank);
+  return {shard_of(in.q, split, rank),
+          shard_of(in.k, split, rank),
+          shard_of(in.v, split, rank),
+          shard_of(in.dout, split, rank),
+          shard_of(in.dlse, split, rank),
+          in.sink,
+          mine};
+}
+
 template <class O, class G, class T, class Mask, class Score = score::none>
 whole_results<O, G> device_results(const whole_inputs<T>& in, const Mask& mask,
                                    const Score& score = {}, const options& opt = {}) {
@@ -186,8 +200,13 @@ whole_results<O, G> run_on_device(method how, const whole_inputs<T>& in, const a
   switch (how) {
   case method::ring:
     return device_split_results<O, G>(
-        in, split, [&](comm::local& c) { return cp::ring{c, s, split, mask, plain, opt}; }, replays,
-        nullptr, in_place);
+        in, split,
+        [&](comm::local& c) {
+          cp::ring driver{c, s, split, mask, plain, opt};
+          driver.smallest_cut(1); // of any length
+          return driver;
+        },
+        replays, nullptr, in_place);
   case method::all_gather:
     return device_split_results<O, G>(
         in, split, [&](comm::local& c) { return cp::all_gather{c, s, split, mask, plain, opt}; },

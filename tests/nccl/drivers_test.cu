@@ -18,21 +18,6 @@ bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }
 
-/// One rank's shard of a problem.
-template <class Split>
-device_part<bfloat16, bfloat16, bfloat16> part_of(const whole_inputs<bfloat16>& in,
-                                                  const Split& split, int rank) {
-  case_sizes mine = in.sizes;
-  mine.q_len = mine.kv_len = split.size(rank);
-  return {shard_of(in.q, split, rank),
-          shard_of(in.k, split, rank),
-          shard_of(in.v, split, rank),
-          shard_of(in.dout, split, rank),
-          shard_of(in.dlse, split, rank),
-          in.sink,
-          mine};
-}
-
 /// This rank's shard by a driver against the reference.
 template <class Split, class Driver>
 void check_driver(const char* name, nccl& c, const whole_inputs<bfloat16>& in,
