@@ -2,6 +2,8 @@
 // What the drivers allocate, in shards: the bytes of one rank's 16-bit keys and values.
 #include "problems.hpp"
 
+#include <maskring/cp/ulysses.hpp>
+
 #include <doctest/doctest.h>
 
 #include <mutex>
@@ -93,4 +95,16 @@ TEST_CASE("memory: an all-gather keeps all keys, and in place one copy of them")
   const shards_kept sent = memory_of(8, false, make);
   CHECK(sent.forward == doctest::Approx(8 + 2).epsilon(0.05));
   CHECK(sent.backward <= 8 + 16 + 8 + 3 + 2.1);
+}
+
+TEST_CASE("memory: Ulysses keeps all that its call reads and writes, and what is exchanged") {
+  const shards_kept kept =
+      memory_of(4, false, [](counting& c, const cp::shape& shape, const auto& split) {
+        return cp::ulysses{c, shape, split, mask::full{}};
+      });
+  const double calls = 3 * 0.5 + 0.5, arriving = 3 * 0.5 * 3 / 4, leaving = 0.5;
+  CHECK(kept.forward == doctest::Approx(calls + arriving + leaving).epsilon(0.06));
+  // dout and gradients in their own type.
+  const double more = 0.5 + 3 * 0.5 + 2 * leaving;
+  CHECK(kept.backward == doctest::Approx(calls + arriving + leaving + more).epsilon(0.06));
 }

@@ -88,8 +88,10 @@ public:
                            detail::as_row(to.dsink));
       }
     };
-    heads_.backward(exec, in, up, grad, this->options_.accumulate, attend,
-                    [&] { return this->home_gradients(exec, grad.with_sink({}), home_); });
+    // In fp32, where the ring sums them up.
+    heads_.template backward<float>(
+        exec, in, up, grad, this->options_.accumulate, attend,
+        [&] { return this->home_gradients(exec, grad.with_sink({}), home_); });
   }
 
 private:

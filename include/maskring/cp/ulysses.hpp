@@ -52,11 +52,10 @@ public:
     base::template require_backend<Exec>();
     this->require_local(name, maskring::detail::check_backward(in, up, grad, this->options_));
     this->template require_same_element<T>(name);
-    const auto attend = [&](const saved<T, O>& now, const upstream<D>& above,
-                            const gradients<float>& to) {
+    const auto attend = [&](const saved<T, O>& now, const upstream<D>& above, const auto& to) {
       options opt = this->options_;
       opt.accumulate = false;
-      gradients<float> fresh = to;
+      auto fresh = to;
       view<float, 1> dsink;
       if (this->options_.accumulate && to.dsink) {
         dsink = {dsink_.template at_least<float>(*this->comm_, to.dsink.extent(0)),
@@ -70,8 +69,9 @@ public:
                            detail::as_row(to.dsink));
       }
     };
-    heads_.backward(exec, in, up, grad, this->options_.accumulate, attend,
-                    [&] { return this->home_gradients(exec, grad.with_sink({}), home_); });
+    heads_.template backward<G>(
+        exec, in, up, grad, this->options_.accumulate, attend,
+        [&] { return this->home_gradients(exec, grad.with_sink({}), home_); });
   }
 
 private:

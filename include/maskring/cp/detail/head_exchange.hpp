@@ -62,9 +62,11 @@ public:
                 const view<T, 4>& whole, Heads heads, const places& where) {
     const index_t width = local.extent(0) * local.extent(3);
     const index_t own_heads = whole.extent(1);
+    const bool packed = is_packed(local.slice(1, 0, own_heads));
     T* leaving = memory.leaving.template at_least<T>(
-        comm_, width * local.extent(2) * own_heads * comm_.size());
-    T* arriving = memory.arriving.template at_least<T>(comm_, width * where.length * own_heads);
+        comm_, packed ? 0 : width * local.extent(2) * own_heads * (comm_.size() - 1));
+    T* arriving = memory.arriving.template at_least<T>(
+        comm_, width * (where.length - where.count(comm_.rank())) * own_heads);
     for_peers([&](int to, int from) {
       const interval theirs = heads(to);
       send(to, local.slice(1, theirs.lo, theirs.size()), leaving);
@@ -88,7 +90,7 @@ public:
     const index_t own_heads = whole.extent(1);
     T* leaving = memory.leaving.template at_least<T>(comm_, width * where.length * own_heads);
     T* arriving = memory.arriving.template at_least<T>(
-        comm_, width * local.extent(2) * own_heads * comm_.size());
+        comm_, width * local.extent(2) * own_heads * (comm_.size() - 1));
     const auto put = [=, this](const view<const T, 4>& block, int from) {
       const interval theirs = heads(from);
       const view<T, 4> place = local.slice(1, theirs.lo, theirs.size());

@@ -44,10 +44,10 @@ public:
     exchange.run("results to shards");
   }
 
-  /// `attend(saved, upstream, gradients)` writes the gradients of this rank's heads, in fp32. They
-  /// travel in fp32 where they are summed on arrival, else in their own type.
-  /// @param home fp32 sums of `grad`, where they are needed: `needs_home`.
-  template <class Exec, class T, class O, class D, class G, class Attend, class Home>
+  /// `attend(saved, upstream, gradients)` writes the gradients of this rank's heads: in `Whole`, but in
+  /// fp32 where they are summed on arrival. They travel in the type of `grad`, or in fp32.
+  /// @param home fp32 sums of `grad`, called where they are needed.
+  template <class Whole, class Exec, class T, class O, class D, class G, class Attend, class Home>
   void backward(const Exec& exec, const saved<T, O>& in, const upstream<D>& up,
                 const gradients<G>& grad, bool accumulate, Attend attend, Home home) {
     using machine = backend<Exec>;
@@ -71,32 +71,30 @@ public:
     }
     saved<T, O> now{q, k, v, out, lse};
     now.sink = part_of_sink(in.sink);
-    gradients<float> to{query_tensor<float>(dq_, in.q, in.q.extent(3)),
-                        key_tensor<float>(dk_, in.k, in.k.extent(3)),
-                        key_tensor<float>(dv_, in.k, v_dim)};
-    if (grad.dsink) {
-      if (!accumulate) machine::zero(exec, as_row(grad.dsink));
-      to.dsink = grad.dsink.slice(0, own_heads().lo, own_heads().size());
-    }
-    recorder_.compute(exec, {"backward"}, [&] { attend(now, above, to); });
-
-    head_exchange<Comm, Exec> exchange{*comm_, exec, group_, recorder_};
-    const auto bring = [&](const auto& dq, const auto& dk, const auto& dv, bool add) {
-      exchange.to_sequence(slots_[0], view<const float, 4>{to.dq}, dq, queries_of(), queries_, add);
-      exchange.to_sequence(slots_[1], view<const float, 4>{to.dk}, dk, keys_of(), keys_, add);
-      exchange.to_sequence(slots_[2], view<const float, 4>{to.dv}, dv, keys_of(), keys_, add);
+    if (grad.dsink && !accumulate) machine::zero(exec, as_row(grad.dsink));
+    const auto run = [&]<class W>(gradients<W> whole, const auto& shards, bool add) {
+      if (grad.dsink) whole.dsink = grad.dsink.slice(0, own_heads().lo, own_heads().size());
+      recorder_.compute(exec, {"backward"}, [&] { attend(now, above, whole); });
+      head_exchange<Comm, Exec> exchange{*comm_, exec, group_, recorder_};
+      const auto bring = [&](int slot, const view<const W, 4>& from, const auto& to, auto heads,
+                             const places& where) {
+        exchange.to_sequence(slots_[slot], from, to, heads, where, add);
+      };
+      bring(0, whole.dq, shards.dq, queries_of(), queries_);
+      bring(1, whole.dk, shards.dk, keys_of(), keys_);
+      bring(2, whole.dv, shards.dv, keys_of(), keys_);
       exchange.run("gradients to shards");
     };
     if (accumulate || split_.replicated()) {
       const gradients<float> sums = home();
-      bring(sums.dq, sums.dk, sums.dv, true);
+      run(whole_gradients<float>(in), sums, true);
       if constexpr (!std::is_same_v<G, float>) {
         machine::copy(exec, view<const float, 4>{sums.dq}, grad.dq);
         machine::copy(exec, view<const float, 4>{sums.dk}, grad.dk);
         machine::copy(exec, view<const float, 4>{sums.dv}, grad.dv);
       }
     } else {
-      bring(grad.dq, grad.dk, grad.dv, false);
+      run(whole_gradients<Whole>(in), grad, false);
     }
   }
 
@@ -123,6 +121,12 @@ private:
     exchange.to_heads(slots_[2], in.v, v, keys_of(), keys_);
     exchange.run("inputs to heads");
     return {q, k, v};
+  }
+
+  template <class W, class In>
+  gradients<W> whole_gradients(const In& in) {
+    return {query_tensor<W>(dq_, in.q, in.q.extent(3)), key_tensor<W>(dk_, in.k, in.k.extent(3)),
+            key_tensor<W>(dv_, in.k, in.v.extent(3))};
   }
 
   template <class T, class Like>
