@@ -47,9 +47,28 @@ protected:
                                     const LocalMask& mask) {
     return maps_.forward(exec, in, out, mask, this->map_of(keys_at_.size()), this->options_.tile);
   }
-  template <class Exec, class LocalMask>
-  const block_map_view& backward_map(const Exec& exec, const LocalMask& mask) {
-    return maps_.backward(exec, mask, this->map_of(keys_at_.size()), this->options_.tile);
+
+  /// dq, dsink and this rank's shares of dk and dv: written, or added to what is there.
+  template <class Exec, class T, class O, class D, class G>
+  void attend_backward(const Exec& exec, const saved<T, O>& in, const upstream<D>& up,
+                       const gradients<G>& grad, const gradients<float>& shares, bool adds) {
+    this->recorder_.compute(exec, {"backward"}, [&] {
+      const auto mask = local_mask();
+      const auto score = local_score();
+      const block_map_view& map =
+          maps_.backward(exec, mask, this->map_of(keys_at_.size()), this->options_.tile);
+      if constexpr (adds_up_dq<Exec, T>) {
+        backend<Exec>::backward_step(exec, in, up, grad.dq, shares, mask, map, score,
+                                     this->options_, adds, true, true);
+      } else if (adds) {
+        options adding = this->options_;
+        adding.accumulate = true;
+        backend<Exec>::backward(exec, in, up, shares, mask, map, score, adding);
+      } else {
+        backend<Exec>::backward_with_new_keys(exec, in, up, shares, mask, map, score,
+                                              this->options_);
+      }
+    });
   }
 
   template <class T = float>

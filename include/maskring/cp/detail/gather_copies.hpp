@@ -65,18 +65,14 @@ protected:
   void backward_by_copies(const Exec& exec, const saved<T, O>& in, const upstream<D>& up,
                           const gradients<G>& grad) {
     const auto [k, v] = copied_keys(exec, in.k, in.v);
-    const gradients<float> home = this->home_gradients(exec, grad, this->home_);
+    const gradients<float> home =
+        this->home_gradients(exec, grad, this->home_, {!adds_up_dq<Exec, T>, true, true});
     const index_t keys = this->keys_at_.size();
     const gradients<float> all{home.dq, this->keys_tensor(this->dk_, keys, this->sizes_.qk_dim),
                                this->keys_tensor(this->dv_, keys, this->sizes_.v_dim)};
     saved<T, O> now{in.q, k, v, in.out, in.lse};
     now.sink = in.sink;
-    this->recorder_.compute(exec, {"backward"}, [&] {
-      const auto mask = this->local_mask();
-      backend<Exec>::backward_with_new_keys(exec, now, up, all.with_sink(home.dsink), mask,
-                                            this->backward_map(exec, mask), this->local_score(),
-                                            this->options_);
-    });
+    this->attend_backward(exec, now, up, grad, all.with_sink(grad.dsink), false);
     scatter(exec, all, home);
     this->round_gradients(exec, home, grad);
   }

@@ -55,26 +55,13 @@ protected:
     const auto [k, v] = shared_keys(exec, in.k, in.v);
     saved<T, O> now{in.q, k, v, in.out, in.lse};
     now.sink = in.sink;
-    constexpr bool sums_dq = adds_up_dq<Exec, T>;
     const gradients<float> home =
-        this->home_gradients(exec, grad, this->home_, {!sums_dq, false, false});
+        this->home_gradients(exec, grad, this->home_, {!adds_up_dq<Exec, T>, false, false});
+    const gradients<float> shares{home.dq, seen(dk), seen(dv)};
 
     const auto nobody = [](int) { return false; };
     exchange_word(exec, *this->comm_, nobody, [&](int peer) { return peer == rank - 1; });
-    this->recorder_.compute(exec, {"backward"}, [&, dk = dk, dv = dv] {
-      const auto mask = this->local_mask();
-      const block_map_view& map = this->backward_map(exec, mask);
-      const gradients<float> to{home.dq, seen(dk), seen(dv)};
-      if constexpr (sums_dq) {
-        backend<Exec>::backward_step(exec, now, up, grad.dq, to.with_sink(grad.dsink), mask, map,
-                                     this->local_score(), this->options_, true, true, true);
-      } else {
-        options adding = this->options_;
-        adding.accumulate = true;
-        backend<Exec>::backward(exec, now, up, to.with_sink(home.dsink), mask, map,
-                                this->local_score(), adding);
-      }
-    });
+    this->attend_backward(exec, now, up, grad, shares.with_sink(grad.dsink), true);
     exchange_word(
         exec, *this->comm_, [&](int peer) { return peer == rank + 1; }, nobody);
 
