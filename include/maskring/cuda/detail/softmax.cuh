@@ -18,47 +18,78 @@ inline constexpr float log2_e = 1.44269504088896340736f;
 /// core/softmax.hpp's state for a thread's two rows, in powers of two: a score s counts as
 /// 2^(unit · s), `unit` being log2(e) times the scale not yet multiplied in (which must be positive).
 ///
-/// A row's maximum is known to the whole quad of lanes that share it; each lane sums only its own
-/// columns, until `finish`.
+/// Any reference near a row's maximum serves in its place, so `maximum` stays where it is until a
+/// score exceeds it by 2^8, and a tile of scores is first asked whether one does: that takes no
+/// exchange between the quad of lanes that share a row, and most tiles need no more. Each lane sums
+/// only its own columns, until `finish`. Method of the lazy maximum: FlashAttention-4, 2026.
 struct online_softmax {
   static constexpr float infinity = std::numeric_limits<float>::infinity();
 
-  float maximum[2] = {-infinity, -infinity};
+  float maximum[2] = {-infinity, -infinity}; ///< the same in all lanes of a quad
   float sum[2] = {0, 0};
 
-  /// Takes in a tile of scores, leaves 2^(unit · (s − maximum)) in their place, and returns the
-  /// factors by which outputs summed over the old maximum must be multiplied.
+  /// Whether one of the lane's scores may ask for `raise` before they are weighed.
   ///
-  /// `Lazy` leaves the maximum where it is until a row's scores exceed it by 2^8, since any reference
-  /// near the maximum serves: most tiles then need no rescaling. Returns whether a factor of the warp
-  /// may differ from 1. Method: FlashAttention-4, 2026.
-  template <bool Lazy = false, int Count>
-  __device__ bool update(float (&s)[Count], float unit, float (&factor)[2]) {
-    float largest[2] = {maximum[0], maximum[1]};
-    take_largest(s, largest);
-    float shift[2];
+  /// The bits of floats compare like integers as soon as one of the two is positive, and integers
+  /// have a maximum of three. Where all are negative this says yes.
+  template <int Count>
+  __device__ bool exceeded(const float (&s)[Count], float unit) const {
+    // Two chains a row: one alone would wait for each of its operations.
+    int top[2][2];
+    for (int r = 0; r < 2; ++r) top[r][0] = top[r][1] = __float_as_int(-infinity);
+#pragma unroll
+    for (int i = 0; i < Count; i += 2) {
+      int& chain = top[fragment_layout::row(i)][(i >> 2) & 1];
+      chain = __vimax3_s32(chain, __float_as_int(s[i]), __float_as_int(s[i + 1]));
+    }
+    bool out = false;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float top = fmaxf(largest[r], __shfl_xor_sync(~0u, largest[r], 1));
+      const int most = max(top[r][0], top[r][1]);
+      out |= (most & __float_as_int(maximum[r])) < 0;
+      out |= (__int_as_float(most) - maximum[r]) * unit > limit;
+    }
+    return out;
+  }
+
+  /// Moves maxima up where scores exceed them, and returns the factors by which outputs summed so far
+  /// must be multiplied. All lanes of a warp together.
+  template <int Count>
+  __device__ void raise(const float (&s)[Count], float unit, float (&factor)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float tops[2] = {maximum[r], maximum[r]};
+#pragma unroll
+      for (int i = 2 * r; i < Count; i += 4) {
+        tops[(i >> 2) & 1] = fmaxf(tops[(i >> 2) & 1], fmaxf(s[i], s[i + 1]));
+      }
+      float top = fmaxf(tops[0], tops[1]);
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
       top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-      if (Lazy && (top - maximum[r]) * unit <= 8.0f) top = maximum[r];
-      // While a row has seen nothing, 0 stands in for its maximum: −inf − −inf would be NaN.
-      const float reference = top == -infinity ? 0.0f : top;
-      shift[r] = reference * unit;
-      factor[r] = ptx::exp2((maximum[r] - reference) * unit);  // exactly 1 if they are equal
+      if ((top - maximum[r]) * unit <= limit) top = maximum[r];
+      factor[r] = ptx::exp2((maximum[r] - (top == -infinity ? 0.0f : top)) * unit); // 1 if equal
+      sum[r] *= factor[r];
       maximum[r] = top;
     }
-    const bool changed = !Lazy || __any_sync(~0u, factor[0] != 1 || factor[1] != 1);
-    float total[2][2] = {{sum[0] * factor[0], 0.0f}, {sum[1] * factor[1], 0.0f}};
+  }
+
+  /// Leaves the weights 2^(unit · (s − maximum)) in place of the scores.
+  template <int Count>
+  __device__ void weigh(float (&s)[Count], float unit) {
+    float shift[2], second[2] = {0, 0};
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      // While a row has seen nothing, 0 stands in for its maximum: −inf − −inf would be NaN.
+      shift[r] = maximum[r] == -infinity ? 0.0f : maximum[r] * unit;
+    }
 #pragma unroll
     for (int i = 0; i < Count; ++i) {
       const int r = fragment_layout::row(i);
       s[i] = ptx::exp2(s[i] * unit - shift[r]);
-      total[r][(i >> 2) & 1] += s[i];
+      ((i >> 2) & 1 ? second : sum)[r] += s[i];
     }
-    sum[0] = total[0][0] + total[0][1];
-    sum[1] = total[1][0] + total[1][1];
-    return changed;
+    sum[0] += second[0];
+    sum[1] += second[1];
   }
 
   /// Adds up the quad's shares and returns row r's state over natural scores scale · s.
@@ -70,35 +101,10 @@ struct online_softmax {
   }
 
 private:
-  /// Raises each row's `largest` to its largest score.
-  ///
-  /// The bits of floats compare like integers as soon as one of the two is positive, and integers have
-  /// a maximum of three; a warp with a row that is all negative so far compares floats.
-  template <int Count>
-  static __device__ void take_largest(const float (&s)[Count], float (&largest)[2]) {
-    // Two chains a row: one alone would wait for each of its operations.
-    int bits[2][2];
-    for (int r = 0; r < 2; ++r) bits[r][0] = bits[r][1] = __float_as_int(largest[r]);
-#pragma unroll
-    for (int i = 0; i < Count; i += 2) {
-      int& chain = bits[fragment_layout::row(i)][(i >> 2) & 1];
-      chain = __vimax3_s32(chain, __float_as_int(s[i]), __float_as_int(s[i + 1]));
-    }
-    const int top[2] = {max(bits[0][0], bits[0][1]), max(bits[1][0], bits[1][1])};
-    if (__any_sync(~0u, (top[0] | top[1]) < 0)) {
-#pragma unroll
-      for (int i = 0; i < Count; ++i) {
-        float& row = largest[fragment_layout::row(i)];
-        row = fmaxf(row, s[i]);
-      }
-    } else {
-      largest[0] = __int_as_float(top[0]);
-      largest[1] = __int_as_float(top[1]);
-    }
-  }
+  static constexpr float limit = 8; ///< by how much scores, in powers of two, may exceed a maximum
 };
 
-/// The same, asking for a maximum only where one is missed.
+/// The same, asking for a maximum only after one was missed.
 ///
 /// Any reference near a row's maximum serves in its place, so it may stay until a weight reaches 2,
 /// which is one bit of the rounded weights: exponentials need not wait for a tile's maximum, and

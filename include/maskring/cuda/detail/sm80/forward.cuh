@@ -20,6 +20,12 @@ constexpr forward_policy forward_shape(int qk_dim, int v_dim) {
   return {qk, v, {128, 32}, 8, 1};
 }
 
+/// The shape where a block may have more shared memory.
+constexpr forward_policy roomy(forward_policy shape) {
+  if (shape.tile.kv == 32) shape.tile.kv = 64;
+  return shape;
+}
+
 /// out = softmax(score(scale · q kᵀ) where mask) v and its log-sum-exp, continuing from
 /// `in.previous`; queued on `stream`. `map` lies in device memory, or has null rows: everything is
 /// visible.
@@ -28,6 +34,12 @@ void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
              const block_map_view& map, const Score& score, const problem& p, cudaStream_t stream) {
   using arguments = forward_arguments<P, T, Mask, Score>;
   if (p.q_len == 0) return;
+  if constexpr (constexpr auto larger = roomy(P); larger.tile != P.tile) {
+    if (device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) >= larger.bytes() &&
+        map.tile.kv % larger.tile.kv == 0) {
+      return forward<larger>(in, out, mask, map, score, p, stream);
+    }
+  }
   const work_order order =
       work_order::make(p, P.tile, device_attribute(cudaDevAttrMultiProcessorCount), false);
   const arguments args{in.q,

@@ -91,7 +91,11 @@ public:
     ptx::commit_copies();
     while (!walk.done()) {
       const int key = walk.tile() * P.tile.kv;
-      const bool masked = walk.partial() || key + P.tile.kv > args_.kv_len;
+      bool masked = walk.partial() || key + P.tile.kv > args_.kv_len;
+      if (masked) {
+        verdicts_.look_at(args_, batch_, head_, first_row(), key / P.tile.kv);
+        masked = !verdicts_.everything();  // warps may differ: barriers count them, wherever they are
+      }
       walk.advance();
       if (masked) {
         step<true>(key, walk);
@@ -124,10 +128,7 @@ private:
   template <bool Masked>
   __device__ void step(int key, const tile_walk<>& next) {
     std::uint32_t seen = (1u << strips) - 1;
-    if constexpr (Masked) {
-      verdicts_.look_at(args_, batch_, head_, first_row(), key / P.tile.kv);
-      seen = verdicts_.seen();
-    }
+    if constexpr (Masked) seen = verdicts_.seen();
     q_reader_.forget(), k_reader_.forget(), v_reader_.forget();
     score_sums scores = {};
     ptx::wait_copies<0>();
@@ -184,10 +185,22 @@ private:
         kept_scores<P.tile.kv>{args_, verdicts_.some(m), verdicts_.all(m), origin}.apply(scores[m]);
       }
     }
+    bool exceeded = false;
 #pragma unroll
     for (int m = Range::first; m < Range::last; ++m) {
-      float factor[2];
-      if (rows_[m].template update<true>(scores[m], unit, factor)) scale_rows(out_[m], factor);
+      exceeded |= rows_[m].exceeded(scores[m], unit);
+    }
+    if (__any_sync(~0u, exceeded)) {
+#pragma unroll
+      for (int m = Range::first; m < Range::last; ++m) {
+        float factor[2];
+        rows_[m].raise(scores[m], unit, factor);
+        scale_rows(out_[m], factor);
+      }
+    }
+#pragma unroll
+    for (int m = Range::first; m < Range::last; ++m) {
+      rows_[m].weigh(scores[m], unit);
 #pragma unroll
       for (int i = 0; i < P.tile.kv / 16; ++i) {
 #pragma unroll
