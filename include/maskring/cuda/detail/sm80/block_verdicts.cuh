@@ -44,12 +44,6 @@ public:
     return out;
   }
 
-  /// Whether the warp sees all of the tile.
-  __device__ bool everything() const {
-    constexpr std::uint32_t every = ~0u >> (32 - blocks);
-    return (all_ >> shift_ & every) == every;
-  }
-
 private:
   __device__ std::uint32_t row(std::uint32_t of, int strip) const {
     return of >> (shift_ + strip * Columns) & ((1u << Columns) - 1);

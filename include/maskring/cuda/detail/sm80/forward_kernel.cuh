@@ -92,11 +92,7 @@ public:
     ptx::commit_copies();
     while (!walk.done()) {
       const int key = walk.tile() * P.tile.kv;
-      bool masked = walk.partial() || key + P.tile.kv > args_.kv_len;
-      if (masked) {
-        verdicts_.look_at(args_, batch_, head_, first_row(), key / P.tile.kv);
-        masked = !verdicts_.everything();  // warps may differ: barriers count them, wherever they are
-      }
+      const bool masked = walk.partial() || key + P.tile.kv > args_.kv_len;
       walk.advance();
       if (masked) {
         step<true>(key, walk);
@@ -129,7 +125,10 @@ private:
   template <bool Masked>
   __device__ void step(int key, const tile_walk<>& next) {
     std::uint32_t seen = (1u << strips) - 1;
-    if constexpr (Masked) seen = verdicts_.seen();
+    if constexpr (Masked) {
+      verdicts_.look_at(args_, batch_, head_, first_row(), key / P.tile.kv);
+      seen = verdicts_.seen();
+    }
     q_reader_.forget(), k_reader_.forget(), v_reader_.forget();
     score_sums scores = {};
     ptx::wait_copies<0>();
