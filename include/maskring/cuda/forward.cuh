@@ -4,7 +4,6 @@
 
 #include <maskring/cuda/detail/dispatch.cuh>
 #include <maskring/cuda/detail/fp32/launch.cuh>
-#include <maskring/cuda/detail/packed_heads.cuh>
 #include <maskring/cuda/detail/sm80/forward.cuh>
 #include <maskring/cuda/detail/sm90/forward.cuh>
 #include <maskring/cuda/detail/sm90/target.cuh>
@@ -23,9 +22,7 @@ void run_forward(const Executor& exec, const inputs<T>& in, const results<O>& ou
     if constexpr (!std::is_same_v<T, float>) {
       constexpr auto shape = sm80::forward_shape(Dim::qk, Dim::v);
       check_tiles("forward", tiles, shape.tile);
-      with_packed_heads(in, out, mask, tiles, score, p, [&](const auto&... call) {
-        sm80::forward<shape>(call..., exec.stream());
-      });
+      sm80::forward<shape>(in, out, mask, tiles, score, p, exec.stream());
     } else if (exec.policy().float_math == float_math::tf32) {
       fp32::forward<float_math::tf32, Dim::qk, Dim::v>(in, out, mask, tiles, score, p,
                                                        exec.stream());
@@ -42,10 +39,8 @@ void run_forward(const Executor& exec, const inputs<T>& in, const results<O>& ou
         sm90::compiled_for_hopper()) {
       const auto hopper = [&](const block_map_view& tiles) {
         exec.workspace().reserve(1, exec.stream());
-        with_packed_heads(in, out, mask, tiles, score, p, [&](const auto&... call) {
-          sm90::forward<shape>(call..., exec.workspace().counters(), exec.policy().accompanied,
-                               exec.stream());
-        });
+        sm90::forward<shape>(in, out, mask, tiles, score, p, exec.workspace().counters(),
+                             exec.policy().accompanied, exec.stream());
       };
       if (map != nullptr) {
         hopper(*map);
