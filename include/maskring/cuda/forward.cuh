@@ -177,10 +177,6 @@ tile_shape forward_tile(const executor<Dims>& exec, const inputs<T>& in, const r
 /// All tensors lie in device memory; elements are float, half (float16 or __half) or bfloat16
 /// (bfloat16 or __nv_bfloat16). Continues from `in.previous` where given; its tensors may be those of
 /// `out`. The work is queued on the executor's stream.
-///
-/// Short queries of grouped heads (16-bit elements; the heads that share keys have all their queries
-/// within one query tile of a map without heads) are computed together where one stride leads from
-/// row to row: with one query, with heads before queries in memory, or with one key head.
 /// @throws std::invalid_argument naming the argument that does not fit the others; cuda::error.
 template <class Dims, class T, class O, mask_mod Mask, score_mod Score = score::none>
 void forward(const cuda::executor<Dims>& exec, const inputs<T>& in, const results<O>& out,

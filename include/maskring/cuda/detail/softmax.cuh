@@ -16,7 +16,8 @@ namespace maskring::cuda::detail {
 inline constexpr float log2_e = 1.44269504088896340736f;
 
 /// core/softmax.hpp's state for a thread's two rows, in powers of two: a score s counts as
-/// 2^(unit · s), `unit` being log2(e) times the scale not yet multiplied in (which must be positive).
+/// 2^(unit · s), `unit` being log2(e) times the scale not yet multiplied in (which must be
+/// positive).
 ///
 /// Any reference near a row's maximum serves in its place, so `maximum` stays where it is until a
 /// score exceeds it by 2^8, and a tile of scores is first asked whether one does: that takes no
@@ -52,8 +53,8 @@ struct online_softmax {
     return out;
   }
 
-  /// Moves maxima up where scores exceed them, and returns the factors by which outputs summed so far
-  /// must be multiplied. All lanes of a warp together.
+  /// Moves maxima up where scores exceed them, and returns the factors by which outputs summed so
+  /// far must be multiplied. All lanes of a warp together.
   template <int Count>
   __device__ void raise(const float (&s)[Count], float unit, float (&factor)[2]) {
 #pragma unroll
