@@ -97,6 +97,31 @@ TEST_CASE("drivers: a ring whose ranks share memory sends nothing and finds the 
   }
 }
 
+TEST_CASE("drivers: ranks that share memory, and have no keys or no queries, take their turns") {
+  const int lengths[][2] = {{5, 70}, {1, 30}, {30, 1}, {3, 3}, {0, 20}, {20, 0}, {0, 0}};
+  std::uint64_t seed = 60;
+  for (const auto& [q_len, kv_len] : lengths) {
+    CAPTURE(q_len);
+    CAPTURE(kv_len);
+    const case_sizes s{{2, 2, 2, 8, 8}, q_len, kv_len};
+    examples::mask_library library{{2, 2, q_len, kv_len}};
+    const auto mask = library("sliding_window:9");
+    const whole_inputs<bfloat16> in{++seed, s, true};
+    const auto exact = reference_results_of(in, mask);
+    const auto local = local_results<bfloat16, bfloat16>(in, mask);
+    const any_shards split{any_layout{"zigzag", q_len, 4}, any_layout{"striped", kv_len, 4}};
+    const auto check = [&](const auto& got) {
+      CHECK(largest_error(got, exact) <= 1.05 * largest_error(local, exact) + 1e-6);
+    };
+    check(split_results<bfloat16, bfloat16>(in, split, [&](comm::threads& c) {
+      return in_place<cp::ring, examples::any_mask>{c, s.shape, split, mask, {}};
+    }));
+    check(split_results<bfloat16, bfloat16>(in, split, [&](comm::threads& c) {
+      return in_place<cp::all_gather, examples::any_mask>{c, s.shape, split, mask, {}};
+    }));
+  }
+}
+
 TEST_CASE("drivers: ranks that share memory round each gradient once") {
   const case_sizes s{{1, 4, 2, 16, 16}, 120, 120};
   const whole_inputs<bfloat16> in{21, s, true};

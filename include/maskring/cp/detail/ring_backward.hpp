@@ -31,8 +31,10 @@ protected:
     const gradients<float> home =
         this->home_gradients(exec, grad, this->home_, {!in_steps, true, !writes});
     const share_sums sums = this->sums_at(exec, home, this->home_);
-    rotation<Comm, Exec, T> moving{*this->comm_, exec, this->plan_, this->keys_, this->values_,
-                                   in.k,         in.v, home.dk,     home.dv};
+    using rotation = detail::rotation<Comm, Exec, T>;
+    const typename rotation::gradient_sums at_home{home.dk, home.dv};
+    rotation moving{*this->comm_,  exec, this->plan_, this->keys_,
+                    this->values_, in.k, in.v,        at_home};
     const bool sends = !moving.in_place();
     const std::vector<call> calls = calls_of(sends, smallest_cut);
 

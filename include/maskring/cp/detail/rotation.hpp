@@ -27,20 +27,26 @@ struct rotation_memory {
 template <class Comm, class Exec, class T>
 class rotation {
 public:
-  /// @param dk, dv in a backward pass, the sums of the gradients of k and v.
+  /// Sums of the gradients of keys and of values.
+  struct gradient_sums {
+    view<float, 4> dk, dv;
+  };
+
+  /// @param sums of k and v, in a backward pass. There they are given also by a rank without keys,
+  ///        whose tensors have no memory: it takes its turn.
   rotation(Comm& comm, const Exec& exec, const cp::plan& road, rotation_memory<Comm>& keys,
            rotation_memory<Comm>& values, view<const T, 4> k, view<const T, 4> v,
-           view<float, 4> dk = {}, view<float, 4> dv = {})
+           const std::optional<gradient_sums>& sums = {})
       : comm_{comm},
         exec_{exec},
         plan_{road},
-        adds_{static_cast<bool>(dk)},
+        adds_{sums.has_value()},
         held_{0, k.extent(2)},
         keys_{keys, k},
         values_{values, v} {
     if constexpr (comm::memory_sharing<Comm>) {
       if (!comm.shares_memory()) return;
-      const shard_tensors mine{k, v, dk, dv};
+      const shard_tensors mine{k, v, sums.value_or(gradient_sums{})};
       const std::vector<std::byte> bytes = comm.share(std::as_bytes(std::span{&mine, 1}));
       shards_.resize(static_cast<std::size_t>(comm.size()), mine);
       for (std::size_t i = 0; i < shards_.size(); ++i) {
@@ -76,7 +82,7 @@ public:
 
   /// In place: the sums of the gradients of what the rank works on.
   std::pair<view<float, 4>, view<float, 4>> sums(int step, const interval& part) const {
-    const shard_tensors& at = shard_at(step);
+    const gradient_sums& at = shard_at(step).sums;
     return {at.dk.slice(2, part.lo, part.size()), at.dv.slice(2, part.lo, part.size())};
   }
 
@@ -130,7 +136,7 @@ public:
 private:
   struct shard_tensors {
     view<const T, 4> k, v;
-    view<float, 4> dk, dv;
+    gradient_sums sums;
   };
   const shard_tensors& shard_at(int step) const {
     return shards_[static_cast<std::size_t>(plan_.shard_at(comm_.rank(), step))];
