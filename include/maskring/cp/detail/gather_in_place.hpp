@@ -77,6 +77,7 @@ protected:
     };
     for_own(grad.dk, dk, hand_out);
     for_own(grad.dv, dv, hand_out);
+    meet(exec); // now rank 0 may end, and its memory
     this->round_gradients(exec, home, grad);
   }
 
