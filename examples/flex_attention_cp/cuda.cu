@@ -4,7 +4,7 @@
 #include "support/any_on_device.cuh"
 
 #include <maskring/comm/local.cuh>
-#include <maskring/cp/all_gather.hpp>
+#include <maskring/cp/automatic.hpp>
 #include <maskring/cp/ring.hpp>
 #include <maskring/cp/ulysses.hpp>
 
@@ -68,6 +68,8 @@ void split(const settings& s, const examples::any_mask& mask, const examples::an
           run_rank(cp::ring{comm, plan, shape, shards, m.mask, m.score}, mine);
         } else if (s.method == "all-gather") {
           run_rank(cp::all_gather{comm, plan, shape, shards, m.mask, m.score}, mine);
+        } else if (s.method == "automatic") {
+          run_rank(cp::automatic{comm, plan, shape, shards, m.mask, m.score}, mine);
         } else {
           run_rank(cp::ulysses{comm, plan, shape, shards, m.mask, m.score}, mine);
         }

@@ -57,6 +57,8 @@ void split(const settings& s, const examples::any_mask& mask, const examples::an
         run_rank(cp::ring{comm, shape, layout, mask, change}, mine);
       } else if (s.method == "all-gather") {
         run_rank(cp::all_gather{comm, shape, layout, mask, change}, mine);
+      } else if (s.method == "automatic") {
+        run_rank(cp::automatic{comm, shape, layout, mask, change}, mine);
       } else {
         run_rank(cp::ulysses{comm, shape, layout, mask, change}, mine);
       }

@@ -19,7 +19,7 @@ using examples::any_layout;
 using examples::any_mask;
 using examples::command_line;
 
-constexpr const char* methods[] = {"ring", "all-gather", "ulysses"};
+constexpr const char* methods[] = {"ring", "all-gather", "automatic", "ulysses"};
 #ifdef MASKRING_WITH_CUDA
 constexpr const char* devices[] = {"cpu", "cuda"};
 constexpr const char* devices_text = "cpu or cuda: ranks share the GPUs there are (cpu)";
@@ -31,7 +31,7 @@ constexpr const char* devices_text = "cpu (cpu)";
 constexpr examples::option own_options[] = {
     {"ranks", "N", "over which the sequence is split, threads here (4)"},
     {"score", "SCORE", "how scores are changed before the mask, see below (none)"},
-    {"method", "M", "how the ranks work together: ring, all-gather or ulysses\n(ring)"},
+    {"method", "M", "how the ranks work together: ring, all-gather, whichever of\nthem suits (automatic), or ulysses (ring)"},
     {"device", "D", devices_text},
     {"help", nullptr, "this text"},
 };

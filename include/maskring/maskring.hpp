@@ -11,6 +11,7 @@
 #include <maskring/core/problem.hpp>
 #include <maskring/core/softmax.hpp>
 #include <maskring/cp/all_gather.hpp>
+#include <maskring/cp/automatic.hpp>
 #include <maskring/cp/host.hpp>
 #include <maskring/cp/hybrid.hpp>
 #include <maskring/cp/ring.hpp>

@@ -7,6 +7,7 @@
 #include "problems.hpp"
 
 #include <maskring/comm/capture.cuh>
+#include <maskring/cp/automatic.hpp>
 #include <maskring/cp/cuda.cuh>
 #include <maskring/cp/hybrid.hpp>
 #include <maskring/cp/ulysses.hpp>
@@ -186,7 +187,7 @@ whole_results<O, G> device_split_results(const whole_inputs<T>& in, const Split&
   return r;
 }
 
-enum class method { ring, all_gather, ulysses, hybrid };
+enum class method { ring, all_gather, automatic, ulysses, hybrid };
 
 /// By one of the drivers. A hybrid has `inside` ranks to a shard of the layouts, which are then
 /// those of its outer ring.
@@ -211,6 +212,10 @@ whole_results<O, G> run_on_device(method how, const whole_inputs<T>& in, const a
     return device_split_results<O, G>(
         in, split, [&](comm::local& c) { return cp::all_gather{c, s, split, mask, plain, opt}; },
         replays, nullptr, in_place);
+  case method::automatic:
+    return device_split_results<O, G>(
+        in, split, [&](comm::local& c) { return cp::automatic{c, s, split, mask, plain, opt}; },
+        replays, nullptr, in_place);
   case method::ulysses:
     return device_split_results<O, G>(
         in, split, [&](comm::local& c) { return cp::ulysses{c, s, split, mask, plain, opt}; },
@@ -225,7 +230,7 @@ whole_results<O, G> run_on_device(method how, const whole_inputs<T>& in, const a
 }
 
 inline const char* name_of(method how) {
-  constexpr const char* names[] = {"ring", "all-gather", "ulysses", "hybrid"};
+  constexpr const char* names[] = {"ring", "all-gather", "automatic", "ulysses", "hybrid"};
   return names[static_cast<int>(how)];
 }
 
@@ -266,7 +271,8 @@ void check_drivers(std::uint64_t seed, double floor) {
       const any_mask mask{kind};
       const auto exact = reference_results_of(in, mask);
       const auto single = device_results<T, T>(in, mask);
-      for (const method how : {method::ring, method::all_gather, method::ulysses, method::hybrid}) {
+      for (const method how :
+           {method::ring, method::all_gather, method::automatic, method::ulysses, method::hybrid}) {
         if (how == method::hybrid && ranks % 2 != 0) continue;
         const char* layouts[] = {"contiguous", "zigzag", "striped"};
         for (const char* layout : layouts) {
@@ -278,7 +284,7 @@ void check_drivers(std::uint64_t seed, double floor) {
           CAPTURE(std::string{name_of(how)});
           const any_layout split{layout, tokens, how == method::hybrid ? ranks / 2 : ranks};
           for (const bool in_place : {true, false}) {
-            if (!in_place && (how == method::all_gather || how == method::ulysses)) continue;
+            if (!in_place && how != method::ring && how != method::hybrid) continue;
             CAPTURE(in_place);
             check_as_good(run_on_device<T, T>(how, in, split, split, mask, 2, 0, in_place), single,
                           exact, floor);

@@ -4,6 +4,8 @@
 #include "../../examples/support/any_mask.hpp"
 #include "problems.hpp"
 
+#include <maskring/cp/automatic.hpp>
+
 #include <doctest/doctest.h>
 
 #include <chrono>
@@ -141,6 +143,30 @@ TEST_CASE("in place: ranks that share memory round each gradient once") {
   check(split_results<bfloat16, bfloat16>(in, split, [&](comm::threads& c) {
     return in_place<cp::all_gather, examples::any_mask>{c, s.shape, split, mask};
   }));
+}
+
+TEST_CASE("automatic: gathers in place what many ranks need, and is a ring elsewhere") {
+  const case_sizes s{{1, 4, 2, 8, 8}, 160, 160};
+  const whole_inputs<> in{23, s, true};
+  examples::mask_library library{{1, 4, 160, 160}};
+  const any_shards split{any_layout{"zigzag", 160, 4}};
+  for (const auto& [name, gathers] : {std::pair{"causal", true}, {"sliding_window:9", false}}) {
+    CAPTURE(name);
+    const auto mask = library(name);
+    const auto exact = reference_results_of(in, mask);
+    const auto in_one_memory = split_results<float, float>(in, split, [&](comm::threads& c) {
+      in_place<cp::automatic, examples::any_mask> made{c, s.shape, split, mask};
+      CHECK(made.driver.gathers() == gathers);
+      return made;
+    });
+    CHECK(largest_error(in_one_memory, exact) < 2e-5);
+    const auto sent = split_results<float, float>(in, split, [&](comm::threads& c) {
+      cp::automatic made{c, s.shape, split, mask};
+      CHECK_FALSE(made.gathers());
+      return made;
+    });
+    CHECK(largest_error(sent, exact) < 2e-5);
+  }
 }
 
 TEST_CASE("in place: a rank that has done may end, however late others are") {

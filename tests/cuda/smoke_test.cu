@@ -92,7 +92,6 @@ TEST_CASE("a custom mask on the device agrees with the host, forward and backwar
            upstream{*dout.host()}, gradients{*host_dq, *host_dk, *host_dv}, mask);
 
   // Rounding of probabilities and results to 8 bits; an H200 stays below half of it.
-  // smaller.
   CHECK(max_error(out.fetch(), host_out) < 0.02);
   CHECK(max_error(lse.fetch(), host_lse) < 1e-5);
   CHECK(max_error(dq.fetch(), host_dq) < 0.02);

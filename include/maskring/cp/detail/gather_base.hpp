@@ -7,6 +7,22 @@
 
 namespace maskring::cp::detail {
 
+/// Whether the ranks can share one copy of all keys, and it takes less than a copy of what each
+/// needs.
+template <class Comm>
+bool keeps_one_copy(const Comm& comm, const cp::plan& plan) {
+  if constexpr (comm::memory_sharing<Comm>) {
+    index_t all = 0, needed = 0;
+    for (int shard = 0; shard < plan.ranks(); ++shard) {
+      all += plan.kv_size(shard);
+      for (int rank = 0; rank < plan.ranks(); ++rank) needed += plan.needed(rank, shard).size();
+    }
+    return comm.shares_memory() && needed >= 2 * all;
+  } else {
+    return false;
+  }
+}
+
 template <class Comm, class QLayout, class KvLayout, class Mask, class Score>
 class gather_base : public driver<Comm, QLayout, KvLayout, Mask, Score> {
   using base = driver<Comm, QLayout, KvLayout, Mask, Score>;
@@ -18,16 +34,7 @@ protected:
   gather_base(Comm& comm, const shape& sizes, const shards<QLayout, KvLayout>& split,
               const Mask& mask, const Score& score, const options& opt, MakePlan make_plan)
       : base{name, comm, sizes, split, mask, score, opt, make_plan} {
-    if constexpr (comm::memory_sharing<Comm>) {
-      // One copy of all keys takes less than a copy of what each rank needs, if that is much.
-      index_t needed = 0;
-      for (int rank = 0; rank < this->ranks(); ++rank) {
-        for (int shard = 0; shard < this->ranks(); ++shard) {
-          needed += this->plan_.needed(rank, shard).size();
-        }
-      }
-      in_place_ = this->comm_->shares_memory() && needed >= 2 * this->split_.kv.sequence();
-    }
+    in_place_ = keeps_one_copy(comm, this->plan_);
     for (int shard = 0; shard < this->ranks(); ++shard) {
       const interval part = this->plan_.needed(this->rank(), shard);
       stretches_.push_back(stretches_of(this->split_.kv.map(shard), part));
