@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Writes docs/masks.md and its pictures from the functors themselves, and tells whether they are stale.
+// Writes docs/masks.md and its pictures from the functors themselves, and tells whether they are
+// stale.
 #include "../tests/support/mask_audit.hpp"
 #include "support/block_svg.hpp"
 #include "support/mask_names.hpp"
@@ -97,9 +98,7 @@ std::string picture_of_score(const Score& score, int tokens) {
   const char* shades[levels] = {"#08519c", "#3182bd", "#6baed6", "#bdd7e7", "#f7f7f7",
                                 "#fcbba1", "#fb6a4a", "#de2d26", "#a50f15"};
   svg picture;
-  const auto value = [&](int q, int kv) {
-    return std::round(score(0.0, 0, 1, q, kv) * 1e4) / 1e4;
-  };
+  const auto value = [&](int q, int kv) { return std::round(score(0.0, 0, 1, q, kv) * 1e4) / 1e4; };
   double most = 0;
   for (int q = 0; q < tokens; ++q) {
     for (int kv = 0; kv < tokens; ++kv) most = std::max(most, std::abs(value(q, kv)));
@@ -166,7 +165,8 @@ audited audit_of(const named_entry& entry) {
 std::string share_of(const testing::audit& a) {
   if (a.loose == 0) return "0";
   char text[32];
-  std::snprintf(text, sizeof text, "%.1f %%", 100.0 * static_cast<double>(a.loose) / static_cast<double>(a.tiles));
+  std::snprintf(text, sizeof text, "%.1f %%",
+                100.0 * static_cast<double>(a.loose) / static_cast<double>(a.tiles));
   return text;
 }
 
@@ -175,7 +175,8 @@ std::string entry_text(const named_entry& entry, const std::string& code, const 
   const std::string name = entry.name;
   return "### " + name + "\n\n" + entry.definition + "\n\n<img src=\"" + folder + '/' + name +
          ".svg\" align=\"right\" width=\"200\" alt=\"" + name + "\">\n\n```cpp\n" + made +
-         ";  // maskring/" + entry.header + "\n```\n```cpp\n" + code + "```\n<br clear=\"right\">\n\n";
+         ";  // maskring/" + entry.header + "\n```\n```cpp\n" + code +
+         "```\n<br clear=\"right\">\n\n";
 }
 
 constexpr const char* introduction = R"(# Masks and score modifiers
@@ -285,7 +286,7 @@ files write_all(const std::filesystem::path& root) {
   return out;
 }
 
-}  // namespace
+} // namespace
 
 int main(int count, char** words) {
   try {

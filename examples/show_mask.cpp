@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Draws the block map of a mask: which tiles are full, partial and empty, and with ranks, what each of
-// them computes in context parallelism.
+// Draws the block map of a mask: which tiles are full, partial and empty, and with ranks, what each
+// of them computes in context parallelism.
 #include "support/any_mask.hpp"
 #include "support/block_svg.hpp"
 
@@ -53,24 +53,37 @@ settings read(int count, char** words) {
   for (int i = 1; i < count; ++i) {
     const std::string option = words[i];
     if (option.rfind("--", 0) != 0) {
-      if (!s.mask.empty()) throw std::invalid_argument("one mask is drawn, given also '" + option + "'");
+      if (!s.mask.empty())
+        throw std::invalid_argument("one mask is drawn, given also '" + option + "'");
       s.mask = option;
       continue;
     }
     if (i + 1 == count) throw std::invalid_argument(option + " expects a value");
     const std::string value = words[++i];
-    if (option == "--tokens") s.tokens = whole_number(option, value, 1);
-    else if (option == "--keys") s.keys = whole_number(option, value, 1);
-    else if (option == "--tile") s.tile = whole_number(option, value, 1);
-    else if (option == "--batch") s.batch = whole_number(option, value, 1);
-    else if (option == "--heads") s.heads = whole_number(option, value, 1);
-    else if (option == "--entry") s.entry = whole_number(option, value, 0);
-    else if (option == "--head") s.head = whole_number(option, value, 0);
-    else if (option == "--ranks") s.ranks = whole_number(option, value, 1);
-    else if (option == "--layout") s.layout = value;
-    else if (option == "--method") s.method = value;
-    else if (option == "--svg") s.file = value;
-    else throw std::invalid_argument("no option is called " + option);
+    if (option == "--tokens")
+      s.tokens = whole_number(option, value, 1);
+    else if (option == "--keys")
+      s.keys = whole_number(option, value, 1);
+    else if (option == "--tile")
+      s.tile = whole_number(option, value, 1);
+    else if (option == "--batch")
+      s.batch = whole_number(option, value, 1);
+    else if (option == "--heads")
+      s.heads = whole_number(option, value, 1);
+    else if (option == "--entry")
+      s.entry = whole_number(option, value, 0);
+    else if (option == "--head")
+      s.head = whole_number(option, value, 0);
+    else if (option == "--ranks")
+      s.ranks = whole_number(option, value, 1);
+    else if (option == "--layout")
+      s.layout = value;
+    else if (option == "--method")
+      s.method = value;
+    else if (option == "--svg")
+      s.file = value;
+    else
+      throw std::invalid_argument("no option is called " + option);
   }
   if (s.mask.empty()) throw std::invalid_argument("which mask? --help lists them");
   if (s.keys == 0) s.keys = s.tokens;
@@ -108,24 +121,26 @@ std::string draw_whole(const settings& s, const any_mask& mask, svg& picture) {
       make_block_map(mask, {s.batch, s.heads, s.tokens, s.keys}, {s.tile, s.tile});
   std::cout << to_string(map, s.entry, s.head);
   std::cout << map.count(verdict::all) << " full, " << map.count(verdict::some) << " partial, "
-            << map.count(verdict::none) << " empty tiles; " << map.rows().runs.size()
-            << " runs, " << map.bytes() << " bytes\n";
+            << map.count(verdict::none) << " empty tiles; " << map.rows().runs.size() << " runs, "
+            << map.bytes() << " bytes\n";
   const double w = 480, h = std::max(60.0, 480.0 * s.tokens / s.keys);
   picture.text(20, 22, s.mask, "start", 14);
   picture.text(20, 40,
                std::to_string(s.tokens) + " queries down, " + std::to_string(s.keys) +
-                   " keys across, tiles of " + std::to_string(s.tile) + ": " +
-                   percent(share(map)) + " of the tiles computed");
+                   " keys across, tiles of " + std::to_string(s.tile) + ": " + percent(share(map)) +
+                   " of the tiles computed");
   picture.map(20, 52, w, h, map.view(), s.entry, s.head);
   double bottom = 52 + h + 22;
   legend(picture, 20, bottom);
-  if (s.ranks > 1) {  // ulysses: all ranks hold this map
+  if (s.ranks > 1) { // ulysses: all ranks hold this map
     for (int r = 0; r < s.ranks; ++r) {
       const int first = s.heads * r / s.ranks, last = s.heads * (r + 1) / s.ranks - 1;
       bottom += 18;
-      const std::string line = "rank " + std::to_string(r) +
-                               (first <= last ? ": heads " + std::to_string(first) + " to " + std::to_string(last)
-                                              : ": no head") + ", the whole sequence";
+      const std::string line =
+          "rank " + std::to_string(r) +
+          (first <= last ? ": heads " + std::to_string(first) + " to " + std::to_string(last)
+                         : ": no head") +
+          ", the whole sequence";
       picture.text(20, bottom, line);
       std::cout << line << '\n';
     }
@@ -137,17 +152,21 @@ std::string draw_whole(const settings& s, const any_mask& mask, svg& picture) {
 template <class Layout>
 std::string draw_ranks(const settings& s, const any_mask& mask, svg& picture) {
   const Layout queries{s.tokens, s.ranks}, keys{s.keys, s.ranks};
-  const cp::shape sizes{.batch = s.batch, .q_heads = s.heads, .kv_heads = s.heads, .qk_dim = 64, .v_dim = 64};
+  const cp::shape sizes{
+      .batch = s.batch, .q_heads = s.heads, .kv_heads = s.heads, .qk_dim = 64, .v_dim = 64};
   const cp::plan plan{mask, sizes, cp::shards<Layout, Layout>{queries, keys}};
   const bool ring = s.method == "ring";
   const double cell = std::max(70.0, 480.0 / s.ranks), left = 76, top = 74;
-  picture.text(20, 22, s.mask + ", " + std::to_string(s.ranks) + " ranks, " + s.layout, "start", 14);
+  picture.text(20, 22, s.mask + ", " + std::to_string(s.ranks) + " ranks, " + s.layout, "start",
+               14);
   picture.text(20, 40,
-               std::string{ring ? "keys travel round a ring; the number is the step at which a rank "
-                                  "meets the shard"
-                                : "each rank gathers the keys that it needs"});
+               std::string{ring
+                               ? "keys travel round a ring; the number is the step at which a rank "
+                                 "meets the shard"
+                               : "each rank gathers the keys that it needs"});
   for (int shard = 0; shard < s.ranks; ++shard) {
-    picture.text(left + cell * (shard + 0.5), top - 8, "keys of " + std::to_string(shard), "middle");
+    picture.text(left + cell * (shard + 0.5), top - 8, "keys of " + std::to_string(shard),
+                 "middle");
   }
   double done = 0;
   std::vector<double> work(static_cast<std::size_t>(s.ranks));
@@ -163,9 +182,9 @@ std::string draw_ranks(const settings& s, const any_mask& mask, svg& picture) {
         picture.line(x + cell - 3, y, x, y + cell - 3, svg::ink);
         continue;
       }
-      const block_map map =
-          make_block_map(shard::rewrite(mask, queries.map(rank), keys.map(shard)),
-                         {s.batch, s.heads, queries.size(rank), keys.size(shard)}, {s.tile, s.tile});
+      const block_map map = make_block_map(shard::rewrite(mask, queries.map(rank), keys.map(shard)),
+                                           {s.batch, s.heads, queries.size(rank), keys.size(shard)},
+                                           {s.tile, s.tile});
       picture.map(x, y, cell - 3, cell - 3, map.view(), s.entry, s.head);
       if (ring) {
         picture.rectangle(x + cell - 19, y + 2, 14, 14, "#ffffff", svg::ink);
@@ -212,8 +231,8 @@ std::string draw_ranks(const settings& s, const any_mask& mask, svg& picture) {
                              : 100.0 * static_cast<double>(saved.forward_bytes) /
                                    static_cast<double>(saved.unplanned_forward_bytes);
   const std::string summary = std::to_string(saved.steps) + " of " +
-                              std::to_string(saved.possible_steps) +
-                              " steps computed, " + percent(traffic) +
+                              std::to_string(saved.possible_steps) + " steps computed, " +
+                              percent(traffic) +
                               " of the forward traffic sent; right: work beside the average";
   picture.text(20, bottom, summary);
   std::cout << summary.substr(0, summary.find(';')) << '\n';
@@ -232,7 +251,7 @@ std::string draw(const settings& s) {
                               "', expected contiguous, zigzag or striped");
 }
 
-}  // namespace
+} // namespace
 
 int main(int count, char** words) {
   try {

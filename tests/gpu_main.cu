@@ -7,7 +7,7 @@
 #include <cstdio>
 
 int main(int argc, char** argv) {
-  constexpr int skipped = 77;  // what Meson and automake take for "skipped"
+  constexpr int skipped = 77; // what Meson and automake take for "skipped"
   int devices = 0;
   const cudaError_t found = cudaGetDeviceCount(&devices);
   if (found != cudaSuccess || devices == 0) {

@@ -197,8 +197,8 @@ void run_ranks(const tensors<T>& all, const job& work, const any_mask& mask, con
 /// Whether the mask depends on the batch entry or the head.
 bool tells_apart(const any_mask& mask, const examples::mask_shape& n) {
   if (index_t{n.batch} * n.heads * n.q_len * n.kv_len == 0) return false;
-  const kleene everywhere = truth_of(
-      mask, {{0, n.q_len - 1}, {0, n.kv_len - 1}, {0, n.batch - 1}, {0, n.heads - 1}});
+  const kleene everywhere =
+      truth_of(mask, {{0, n.q_len - 1}, {0, n.kv_len - 1}, {0, n.batch - 1}, {0, n.heads - 1}});
   return (everywhere.depends() & (batch_axis | head_axis)) != 0;
 }
 

@@ -40,7 +40,8 @@ struct job {
   maskring::index_t kv_len() const { return extent(k, 2); }
 };
 
-/// @throws std::invalid_argument for a mask or score modifier that is not known or does not fit the tensors.
+/// @throws std::invalid_argument for a mask or score modifier that is not known or does not fit the
+/// tensors.
 void run_on_host(job& work);
 
 } // namespace attend

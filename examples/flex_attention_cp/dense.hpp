@@ -10,8 +10,8 @@
 
 namespace flex {
 
-/// Output and gradients of the whole problem, dense. `mask(b, h, q, kv)` on ints, `score(s, b, h, q,
-/// kv)` on duals of doubles. Returns the size of the largest score, by which fp32 rounds.
+/// Output and gradients of the whole problem, dense. `mask(b, h, q, kv)` on ints, `score(s, b, h,
+/// q, kv)` on duals of doubles. Returns the size of the largest score, by which fp32 rounds.
 template <class Mask, class Score>
 double dense(const sizes& n, const whole<float>& in, const Mask& mask, const Score& score,
              whole<double>& result) {

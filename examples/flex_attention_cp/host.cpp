@@ -23,8 +23,8 @@ void with_type(const examples::any_score* score, Work work) {
 void local(const settings&, const examples::any_mask& mask, const examples::any_score* score,
            whole<float>& x) {
   with_type(score, [&](const auto& change) {
-    forward(host(), inputs{x.q.span(), x.k.span(), x.v.span()},
-            results{x.out.span(), x.lse_span()}, mask, change);
+    forward(host(), inputs{x.q.span(), x.k.span(), x.v.span()}, results{x.out.span(), x.lse_span()},
+            mask, change);
     backward(host(), saved{x.q.span(), x.k.span(), x.v.span(), x.out.span(), x.lse_span()},
              upstream{x.dout.span()}, gradients{x.dq.span(), x.dk.span(), x.dv.span()}, mask,
              change);

@@ -31,7 +31,9 @@ constexpr const char* devices_text = "cpu (cpu)";
 constexpr examples::option own_options[] = {
     {"ranks", "N", "over which the sequence is split, threads here (4)"},
     {"score", "SCORE", "how scores are changed before the mask, see below (none)"},
-    {"method", "M", "how the ranks work together: ring, all-gather, whichever of\nthem suits (automatic), or ulysses (ring)"},
+    {"method", "M",
+     "how the ranks work together: ring, all-gather, whichever of\n"
+     "them suits (automatic), or ulysses (ring)"},
     {"device", "D", devices_text},
     {"help", nullptr, "this text"},
 };

@@ -35,8 +35,8 @@ public:
   /// Text around (x, y): anchor "start", "middle" or "end".
   void text(double x, double y, const std::string& words, const char* anchor = "start",
             int size = 11, const char* fill = ink) {
-    body_ << "<text x=\"" << x << "\" y=\"" << y << "\" font-size=\"" << size << "\" fill=\"" << fill
-          << "\" text-anchor=\"" << anchor << "\">" << escaped(words) << "</text>\n";
+    body_ << "<text x=\"" << x << "\" y=\"" << y << "\" font-size=\"" << size << "\" fill=\""
+          << fill << "\" text-anchor=\"" << anchor << "\">" << escaped(words) << "</text>\n";
   }
 
   /// One layer of a block map in the rectangle given: dark full tiles, light partial ones.
@@ -123,4 +123,4 @@ private:
   std::ostringstream body_;
 };
 
-}  // namespace examples
+} // namespace examples

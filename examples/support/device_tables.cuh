@@ -9,8 +9,8 @@
 
 namespace examples {
 
-/// host_tables' like for a device: views are of copies made in the order of a stream. The masks made
-/// with it are for kernels; their host twins come from host_tables.
+/// host_tables' like for a device: views are of copies made in the order of a stream. The masks
+/// made with it are for kernels; their host twins come from host_tables.
 class device_tables {
 public:
   explicit device_tables(cudaStream_t stream) : queue_{stream} {}
@@ -19,7 +19,7 @@ public:
   auto operator()(const Table& table) {
     auto kept = std::make_shared<maskring::cuda::device_table<Table>>(queue_, table);
     kept_.push_back(kept);
-    cudaStreamSynchronize(queue_.stream());  // the host table goes with this call
+    cudaStreamSynchronize(queue_.stream()); // the host table goes with this call
     return kept->view();
   }
 
@@ -32,4 +32,4 @@ private:
   std::vector<std::shared_ptr<const void>> kept_;
 };
 
-}  // namespace examples
+} // namespace examples

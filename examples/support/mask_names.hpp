@@ -78,8 +78,8 @@ inline constexpr named_entry mask_names[] = {
      "mask/sliding_tile.hpp"},
     {"sliding_tile_3d", "[:TILE:WINDOW:TEXT]", "the same on three axes", "sliding_tile",
      "mask/sliding_tile.hpp"},
-    {"spatial_head", "[:PROMPT:WIDTH:FRAME]",
-     "kv < p or q < p or |q − kv| < width frames", "spatial_head", "mask/video_heads.hpp"},
+    {"spatial_head", "[:PROMPT:WIDTH:FRAME]", "kv < p or q < p or |q − kv| < width frames",
+     "spatial_head", "mask/video_heads.hpp"},
     {"temporal_head", "[:PROMPT:WIDTH:FRAME]",
      "kv < p or q < p or |(q − p) % t − (kv − p) % t| < width · t // frames", "temporal_head",
      "mask/video_heads.hpp"},
@@ -90,8 +90,8 @@ inline constexpr named_entry mask_names[] = {
     {"composed", "[:WIDTH:PREFIX]",
      "prefix_lm & (sliding_window | !causal | batched causal): masks made of masks", "both",
      "mask/compose.hpp"},
-    {"branching", "[:PERIOD]", "(q · kv) % period < period // 2: only by its elements", "elementwise",
-     "mask/compose.hpp"},
+    {"branching", "[:PERIOD]", "(q · kv) % period < period // 2: only by its elements",
+     "elementwise", "mask/compose.hpp"},
 };
 
 /// A mask as its author may write it, with a branch: it can be asked about elements only.
@@ -126,7 +126,7 @@ inline int root(int tokens) {
 }
 inline int round_up(int x, int step) { return (x + step - 1) / step * step; }
 
-}  // namespace detail
+} // namespace detail
 
 /// Makes the mask that `text` names and returns visit(mask, code), where `code` is the expression
 /// that made it. `keep` (host_tables, or its like for a device) keeps its tables.
@@ -170,7 +170,8 @@ auto with_mask(const std::string& text, const mask_shape& shape, Keeper& keep, V
     EXAMPLES_VISIT(mask::prefix_lm{length});
   }
   if (name == "batch_prefix_lm" || name == "key_padding") {
-    const int length = arguments.integer("length", name == "key_padding" ? tokens * 3 / 4 : tokens / 4);
+    const int length =
+        arguments.integer("length", name == "key_padding" ? tokens * 3 / 4 : tokens / 4);
     const auto table =
         keep(mask::int_table{detail::batch_lengths(shape.batch, length), shape.batch});
     if (name == "key_padding") EXAMPLES_VISIT(mask::key_padding{table});
@@ -178,8 +179,8 @@ auto with_mask(const std::string& text, const mask_shape& shape, Keeper& keep, V
   }
   if (name == "document" || name == "document_causal") {
     const int mean = std::max(1, arguments.integer("mean", tokens / 6));
-    const auto docs = keep(
-        mask::document_table::from_lengths(detail::document_lengths(tokens, mean)));
+    const auto docs =
+        keep(mask::document_table::from_lengths(detail::document_lengths(tokens, mean)));
     if (name == "document") EXAMPLES_VISIT(mask::document{docs});
     EXAMPLES_VISIT(mask::document{docs, mask::causal{}});
   }
@@ -221,7 +222,8 @@ auto with_mask(const std::string& text, const mask_shape& shape, Keeper& keep, V
     }
     std::vector<int> parents{-1};
     while (static_cast<int>(parents.size()) < std::min(shape.q_len, 4096)) {
-      const int node = static_cast<int>(parents.size()), near = std::min(node, 1 + shape.q_len / 10);
+      const int node = static_cast<int>(parents.size()),
+                near = std::min(node, 1 + shape.q_len / 10);
       parents.push_back(node - 1 - roll(near));
     }
     const auto tree = keep(mask::ancestors(parents));
@@ -235,7 +237,8 @@ auto with_mask(const std::string& text, const mask_shape& shape, Keeper& keep, V
       begins.push_back(static_cast<int>(1LL * shape.q_len * i / (images + 2)));
       ends.push_back(begins.back() + shape.q_len / 6 + roll(shape.q_len / 4 + 1));
     }
-    const auto first = keep(mask::int_table{begins, images}), last = keep(mask::int_table{ends, images});
+    const auto first = keep(mask::int_table{begins, images}),
+               last = keep(mask::int_table{ends, images});
     EXAMPLES_VISIT(mask::cross_intervals{first, last, image});
   }
   if (name == "neighbourhood" || name == "tiled_neighbourhood") {
@@ -245,7 +248,8 @@ auto with_mask(const std::string& text, const mask_shape& shape, Keeper& keep, V
     const int height = round_up((tokens + width - 1) / width, tiled ? 8 : 1);
     const int kernel = arguments.integer("kernel", std::min({width, height, width / 8 * 2 + 1}));
     if (tiled) {
-      EXAMPLES_VISIT(mask::neighbourhood{mask::tiled_order{{width, height}, {8, 8}}, {kernel, kernel}});
+      EXAMPLES_VISIT(
+          mask::neighbourhood{mask::tiled_order{{width, height}, {8, 8}}, {kernel, kernel}});
     }
     EXAMPLES_VISIT(mask::neighbourhood{mask::row_order{{width, height}}, {kernel, kernel}});
   }
@@ -266,7 +270,8 @@ auto with_mask(const std::string& text, const mask_shape& shape, Keeper& keep, V
       const int text = arguments.integer("text", std::max(0, tokens - side * side * depth * tile));
       EXAMPLES_VISIT(mask::sliding_tile{{side, side, depth}, {window, window, window}, tile, text});
     }
-    const int across = std::max(window, detail::root(tiles)), down = std::max(window, tiles / across);
+    const int across = std::max(window, detail::root(tiles)),
+              down = std::max(window, tiles / across);
     const int text = arguments.integer("text", std::max(0, tokens - across * down * tile));
     EXAMPLES_VISIT(mask::sliding_tile{{across, down}, {window, window}, tile, text});
   }
@@ -280,11 +285,13 @@ auto with_mask(const std::string& text, const mask_shape& shape, Keeper& keep, V
   }
   if (name == "block_table" || name == "block_topk") {
     const int block = std::max(1, arguments.integer("block", std::max(1, tokens / 32)));
-    const mask::block_table_shape blocks{shape.batch, shape.heads, (shape.q_len + block - 1) / block,
+    const mask::block_table_shape blocks{shape.batch, shape.heads,
+                                         (shape.q_len + block - 1) / block,
                                          (shape.kv_len + block - 1) / block};
     const maskring::index_t rows = blocks.batch * blocks.heads * blocks.rows;
     if (name == "block_topk") {
-      const int k = arguments.integer("k", static_cast<int>(std::max<long long>(1, blocks.columns / 8)));
+      const int k =
+          arguments.integer("k", static_cast<int>(std::max<long long>(1, blocks.columns / 8)));
       std::vector<int> chosen;
       for (maskring::index_t i = 0; i < rows * k; ++i) chosen.push_back(roll(blocks.columns));
       const auto topk = keep(mask::topk_bits(blocks, chosen, k));
@@ -292,7 +299,8 @@ auto with_mask(const std::string& text, const mask_shape& shape, Keeper& keep, V
     }
     const int percent = arguments.integer("percent", 25);
     std::vector<std::uint8_t> flags;
-    for (maskring::index_t i = 0; i < rows * blocks.columns; ++i) flags.push_back(roll(100) < percent);
+    for (maskring::index_t i = 0; i < rows * blocks.columns; ++i)
+      flags.push_back(roll(100) < percent);
     const auto bits = keep(mask::block_bits(blocks, flags));
     EXAMPLES_VISIT(mask::block_table{bits, blocks, block});
   }
@@ -310,4 +318,4 @@ auto with_mask(const std::string& text, const mask_shape& shape, Keeper& keep, V
   refuse_name("mask", name, mask_names);
 }
 
-}  // namespace examples
+} // namespace examples

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every shipped score modifier by name: "NAME[:ARG…]" to the modifier itself, with its concrete type.
+// Every shipped score modifier by name: "NAME[:ARG…]" to the modifier itself, with its concrete
+// type.
 #pragma once
 
 #include "mask_names.hpp"
@@ -46,7 +47,7 @@ inline std::vector<float> small_numbers(maskring::index_t count) {
   }
   return out;
 }
-}  // namespace detail
+} // namespace detail
 
 /// Makes the score modifier that `text` names and returns visit(score, code), as with_mask does.
 /// @throws std::invalid_argument for unknown names and bad arguments.
@@ -81,25 +82,26 @@ auto with_score(const std::string& text, const mask_shape& shape, Keeper& keep, 
   if (name == "t5_bias" || name == "clipped_bias") {
     const bool t5 = name == "t5_bias";
     const int first = arguments.integer(t5 ? "buckets" : "reach", t5 ? 32 : 16);
-    const auto table = t5 ? score::distance_buckets::t5(first, arguments.integer("farthest", 128), true)
-                          : score::distance_buckets::clipped(first);
+    const auto table =
+        t5 ? score::distance_buckets::t5(first, arguments.integer("farthest", 128), true)
+           : score::distance_buckets::clipped(first);
     const auto buckets = keep(table);
-    const auto bias = keep(score::bias_table{
-        detail::small_numbers(index_t{heads} * buckets.count), heads, buckets.count});
+    const auto bias = keep(score::bias_table{detail::small_numbers(index_t{heads} * buckets.count),
+                                             heads, buckets.count});
     EXAMPLES_VISIT(score::bias{bias, buckets});
   }
   if (name == "graph_bias") {
     const int hops = std::max(1, arguments.integer("hops", 8));
-    std::vector<int> distance;  // of a ring of nodes with a few long jumps
+    std::vector<int> distance; // of a ring of nodes with a few long jumps
     for (int q = 0; q < shape.q_len; ++q) {
       for (int kv = 0; kv < shape.kv_len; ++kv) {
         const int round = std::abs(q - kv) % 64;
         distance.push_back(std::min({round, 64 - round, hops - 1}));
       }
     }
-    const auto buckets =
-        keep(score::pair_buckets{distance, shape.q_len, shape.kv_len, hops});
-    const auto bias = keep(score::bias_table{detail::small_numbers(index_t{heads} * hops), heads, hops});
+    const auto buckets = keep(score::pair_buckets{distance, shape.q_len, shape.kv_len, hops});
+    const auto bias =
+        keep(score::bias_table{detail::small_numbers(index_t{heads} * hops), heads, hops});
     EXAMPLES_VISIT(score::bias{bias, buckets});
   }
   if (name == "rotary_part") {
@@ -108,8 +110,8 @@ auto with_score(const std::string& text, const mask_shape& shape, Keeper& keep, 
     const index_t q_shape[] = {shape.batch, heads, shape.q_len, dim};
     const index_t k_shape[] = {shape.batch, 1, shape.kv_len, dim};
     const auto numbers = [&](const index_t(&s)[4]) {
-      const auto view = keep(score::number_table{
-          "rotary_part", detail::small_numbers(s[0] * s[1] * s[2] * s[3]), 0});
+      const auto view = keep(
+          score::number_table{"rotary_part", detail::small_numbers(s[0] * s[1] * s[2] * s[3]), 0});
       return maskring::view<const float, 4>{view.values, s};
     };
     const auto q_rope = numbers(q_shape), k_rope = numbers(k_shape);
@@ -123,4 +125,4 @@ auto with_score(const std::string& text, const mask_shape& shape, Keeper& keep, 
   refuse_name("score modifier", name, score_names);
 }
 
-}  // namespace examples
+} // namespace examples

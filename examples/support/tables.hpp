@@ -8,8 +8,8 @@
 
 namespace examples {
 
-/// Called with a table (mask::lookup_table), keeps it and returns a view of it that lives as long as
-/// this object. A keeper for a device has the same call and returns views of device copies.
+/// Called with a table (mask::lookup_table), keeps it and returns a view of it that lives as long
+/// as this object. A keeper for a device has the same call and returns views of device copies.
 class host_tables {
 public:
   template <class Table>
@@ -23,4 +23,4 @@ private:
   std::vector<std::shared_ptr<const void>> kept_;
 };
 
-}  // namespace examples
+} // namespace examples

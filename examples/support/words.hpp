@@ -75,9 +75,9 @@ private:
 /// One line of a list of names.
 struct named_entry {
   const char* name;
-  const char* arguments;   ///< as in --help, with the leading colons
-  const char* definition;  ///< keep where, or the new score
-  const char* type;        ///< the class behind it, to be found in the header
+  const char* arguments;  ///< as in --help, with the leading colons
+  const char* definition; ///< keep where, or the new score
+  const char* type;       ///< the class behind it, to be found in the header
   const char* header;
 };
 
@@ -101,8 +101,8 @@ template <class Entries>
                               "', expected one of " + known);
 }
 
-/// Arithmetic of the kind that tables of examples are filled with: a fixed sequence of numbers below
-/// `limit` that looks random (a linear congruential generator; D. H. Lehmer, 1949).
+/// Arithmetic of the kind that tables of examples are filled with: a fixed sequence of numbers
+/// below `limit` that looks random (a linear congruential generator; D. H. Lehmer, 1949).
 class dice {
 public:
   int operator()(long long limit) {
@@ -114,4 +114,4 @@ private:
   unsigned long long state_ = 42;
 };
 
-}  // namespace examples
+} // namespace examples

@@ -36,16 +36,20 @@ settings with(settings vars, const settings& more) {
   return vars;
 }
 
-const settings torchrun{{"RANK", "5"},         {"WORLD_SIZE", "8"},           {"LOCAL_RANK", "1"},
-                        {"MASTER_ADDR", "n1"}, {"MASTER_PORT", "29500"},
-                        {"TORCHELASTIC_USE_AGENT_STORE", "True"}, {"TORCHELASTIC_RUN_ID", "none"}};
+const settings torchrun{{"RANK", "5"},
+                        {"WORLD_SIZE", "8"},
+                        {"LOCAL_RANK", "1"},
+                        {"MASTER_ADDR", "n1"},
+                        {"MASTER_PORT", "29500"},
+                        {"TORCHELASTIC_USE_AGENT_STORE", "True"},
+                        {"TORCHELASTIC_RUN_ID", "none"}};
 const settings open_mpi{{"OMPI_COMM_WORLD_RANK", "1"},
                         {"OMPI_COMM_WORLD_SIZE", "2"},
                         {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
                         {"OMPI_COMM_WORLD_LOCAL_SIZE", "2"},
                         {"PMIX_NAMESPACE", "job-17"}};
-const settings slurm{{"SLURM_PROCID", "6"},   {"SLURM_NTASKS", "8"},
-                     {"SLURM_LOCALID", "2"},  {"SLURM_STEP_NODELIST", "gpu[07-09,12].site"},
+const settings slurm{{"SLURM_PROCID", "6"},    {"SLURM_NTASKS", "8"},
+                     {"SLURM_LOCALID", "2"},   {"SLURM_STEP_NODELIST", "gpu[07-09,12].site"},
                      {"SLURM_JOB_ID", "4711"}, {"SLURM_STEP_ID", "0"}};
 
 } // namespace
@@ -69,8 +73,9 @@ TEST_CASE("environment: Open MPI on one machine needs no address") {
   CHECK(e.local_rank == 1);
   CHECK(e.address == "127.0.0.1");
   CHECK(e.port >= 20000);
-  CHECK(e.port == read(with(open_mpi, {{"OMPI_COMM_WORLD_RANK", "0"},
-                                       {"OMPI_COMM_WORLD_LOCAL_RANK", "0"}})).port);
+  CHECK(e.port ==
+        read(with(open_mpi, {{"OMPI_COMM_WORLD_RANK", "0"}, {"OMPI_COMM_WORLD_LOCAL_RANK", "0"}}))
+            .port);
   CHECK_FALSE(e.port_taken);
 }
 
@@ -127,12 +132,13 @@ TEST_CASE("environment: what is missing or wrong is named together with what was
   CHECK(contains(without(open_mpi, "PMIX_NAMESPACE"), "MASTER_PORT is not set"));
   CHECK(contains(without(open_mpi, "OMPI_COMM_WORLD_LOCAL_SIZE"), "MASTER_ADDR is not set"));
   CHECK(contains(refusal({{"LOCAL_RANK", "0"}}), "RANK and WORLD_SIZE are not set"));
-  CHECK(contains(refusal(with(torchrun, {{"RANK", "8"}})), "RANK is '8', expected a number from 0 to 7"));
+  CHECK(contains(refusal(with(torchrun, {{"RANK", "8"}})),
+                 "RANK is '8', expected a number from 0 to 7"));
   CHECK(contains(refusal(with(torchrun, {{"RANK", "two"}})), "RANK is 'two'"));
   CHECK(contains(refusal(with(torchrun, {{"RANK", ""}})), "RANK is ''"));
   CHECK(contains(refusal(with(torchrun, {{"WORLD_SIZE", "0"}})), "WORLD_SIZE is '0'"));
   CHECK(contains(refusal(with(torchrun, {{"LOCAL_RANK", "6"}})), "LOCAL_RANK is '6'"));
   CHECK(contains(refusal(with(torchrun, {{"MASTER_PORT", "65536"}})), "MASTER_PORT is '65536'"));
-  CHECK_NOTHROW(read({{"RANK", "1"}, {"WORLD_SIZE", "2"}, {"LOCAL_RANK", "1"},
-                      {"NCCL_COMM_ID", "n1:4000"}}));
+  CHECK_NOTHROW(
+      read({{"RANK", "1"}, {"WORLD_SIZE", "2"}, {"LOCAL_RANK", "1"}, {"NCCL_COMM_ID", "n1:4000"}}));
 }

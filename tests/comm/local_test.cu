@@ -43,9 +43,9 @@ public:
   }
   T* data() const { return static_cast<T*>(memory_.data()); }
   void set(const std::vector<T>& values) {
-    comm::detail::require_cuda(cudaMemcpyAsync(data(), values.data(), count_ * sizeof(T),
-                                               cudaMemcpyHostToDevice, stream_),
-                               "cudaMemcpyAsync");
+    comm::detail::require_cuda(
+        cudaMemcpyAsync(data(), values.data(), count_ * sizeof(T), cudaMemcpyHostToDevice, stream_),
+        "cudaMemcpyAsync");
   }
   std::vector<T> get() const {
     std::vector<T> out(count_);
@@ -63,7 +63,8 @@ private:
 /// Keeps its stream busy, then adds.
 __global__ void slow_add(int* data, int count, int value) {
   const long long begin = clock64();
-  while (clock64() - begin < 200'000) {}
+  while (clock64() - begin < 200'000) {
+  }
   for (int i = threadIdx.x; i < count; i += blockDim.x) data[i] += value;
 }
 
@@ -80,9 +81,8 @@ TEST_CASE("local: messages are ordered by events, not by the host") {
       int *now = mine.data(), *next = other.data();
       for (int step = 0; step < ranks; ++step) {
         slow_add<<<1, 256, 0, s.get()>>>(now, count, 100); // not yet run when the group starts
-        const comm::transfer group[] = {
-            comm::send((c.rank() + 1) % ranks, now, count),
-            comm::receive((c.rank() + ranks - 1) % ranks, next, count)};
+        const comm::transfer group[] = {comm::send((c.rank() + 1) % ranks, now, count),
+                                        comm::receive((c.rank() + ranks - 1) % ranks, next, count)};
         auto moving = c.start(s.get(), group);
         moving.wait(s.get());
         std::swap(now, next);
@@ -176,7 +176,8 @@ TEST_CASE("local: ranks on all devices in turn") {
         slow_add<<<1, 256, 0, s.get()>>>(mine.data(), count, 100); // not before all have read
         const std::vector<int> got = all.get();
         for (int i = 0; i < ranks; ++i) {
-          CHECK(std::count(got.begin() + i * count, got.begin() + (i + 1) * count, 100 + i) == count);
+          CHECK(std::count(got.begin() + i * count, got.begin() + (i + 1) * count, 100 + i) ==
+                count);
         }
         CHECK(mine.get() == std::vector<int>(count, c.rank() + 200));
         const int token = 0;
@@ -191,7 +192,8 @@ TEST_CASE("local: when a rank fails the others end with an error that names it")
   const std::string error = error_of([&] {
     run_local(4, [&](local& c) {
       const comm::detail::stream s = comm::detail::make_stream();
-      numbers<int> mine{c, s.get(), std::vector<int>(100, 0)}, other{c, s.get(), std::vector<int>(100, 0)};
+      numbers<int> mine{c, s.get(), std::vector<int>(100, 0)},
+          other{c, s.get(), std::vector<int>(100, 0)};
       for (int step = 0; step < 100; ++step) {
         if (c.rank() == 2 && step == 7) throw std::runtime_error{"out of luck"};
         const comm::transfer group[] = {comm::send((c.rank() + 1) % 4, mine.data(), 100),
@@ -239,43 +241,41 @@ TEST_CASE("local: messages that do not fit one another") {
 }
 
 TEST_CASE("local: all ranks' work in one graph") {
-  const std::string refused = error_of([] {
-    run_local(1, [](local& c) { comm::capture(c, nullptr, [] {}); });
-  });
+  const std::string refused =
+      error_of([] { run_local(1, [](local& c) { comm::capture(c, nullptr, [] {}); }); });
   CHECK(contains(refused, "take turns"));
   constexpr int ranks = 4, count = 1000;
-  run_local(
-      ranks,
-      [&](local& c) {
-        const comm::detail::stream s = comm::detail::make_stream();
-        numbers<int> mine{c, s.get(), std::vector<int>(count, c.rank())};
-        numbers<int> other{c, s.get(), std::vector<int>(count, -1)};
-        const auto pass = [&] {
-          int *now = mine.data(), *next = other.data();
-          for (int step = 0; step < ranks; ++step) {
-            slow_add<<<1, 256, 0, s.get()>>>(now, count, 1);
-            const comm::transfer group[] = {
-                comm::send((c.rank() + 1) % ranks, now, count),
-                comm::receive((c.rank() + ranks - 1) % ranks, next, count)};
-            auto moving = c.start(s.get(), group);
-            moving.wait(s.get());
-            std::swap(now, next);
-          }
-        };
-        pass();
-        CHECK(mine.get() == std::vector<int>(count, c.rank() + ranks));
-        const comm::captured_graph graph = comm::capture(c, s.get(), pass);
-        CHECK(mine.get() == std::vector<int>(count, c.rank() + ranks)); // nothing has run
-        const int before = 1;
-        c.share(std::as_bytes(std::span{&before, 1}));
-        if (c.rank() == 0) {
-          for (int i = 0; i < 10; ++i) graph.launch(s.get());
-          comm::detail::require_cuda(cudaStreamSynchronize(s.get()), "cudaStreamSynchronize");
-        } else {
-          CHECK_THROWS_AS(graph.launch(s.get()), std::logic_error);
-        }
-        c.share(std::as_bytes(std::span{&before, 1}));
-        CHECK(mine.get() == std::vector<int>(count, c.rank() + 11 * ranks));
-      },
-      {.devices = {}, .turns = true});
+  run_local(ranks,
+            [&](local& c) {
+              const comm::detail::stream s = comm::detail::make_stream();
+              numbers<int> mine{c, s.get(), std::vector<int>(count, c.rank())};
+              numbers<int> other{c, s.get(), std::vector<int>(count, -1)};
+              const auto pass = [&] {
+                int *now = mine.data(), *next = other.data();
+                for (int step = 0; step < ranks; ++step) {
+                  slow_add<<<1, 256, 0, s.get()>>>(now, count, 1);
+                  const comm::transfer group[] = {
+                      comm::send((c.rank() + 1) % ranks, now, count),
+                      comm::receive((c.rank() + ranks - 1) % ranks, next, count)};
+                  auto moving = c.start(s.get(), group);
+                  moving.wait(s.get());
+                  std::swap(now, next);
+                }
+              };
+              pass();
+              CHECK(mine.get() == std::vector<int>(count, c.rank() + ranks));
+              const comm::captured_graph graph = comm::capture(c, s.get(), pass);
+              CHECK(mine.get() == std::vector<int>(count, c.rank() + ranks)); // nothing has run
+              const int before = 1;
+              c.share(std::as_bytes(std::span{&before, 1}));
+              if (c.rank() == 0) {
+                for (int i = 0; i < 10; ++i) graph.launch(s.get());
+                comm::detail::require_cuda(cudaStreamSynchronize(s.get()), "cudaStreamSynchronize");
+              } else {
+                CHECK_THROWS_AS(graph.launch(s.get()), std::logic_error);
+              }
+              c.share(std::as_bytes(std::span{&before, 1}));
+              CHECK(mine.get() == std::vector<int>(count, c.rank() + 11 * ranks));
+            },
+            {.devices = {}, .turns = true});
 }

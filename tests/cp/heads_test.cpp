@@ -13,8 +13,8 @@ namespace {
 
 using namespace maskring;
 using namespace maskring::testing;
-using examples::any_layout;
 using comm::threads;
+using examples::any_layout;
 
 constexpr const char* layouts[] = {"contiguous", "zigzag", "striped"};
 
@@ -48,9 +48,8 @@ whole_results<O, G> run_hybrid(const whole_inputs<T>& in, const any_layout& q, c
                                const options& opt = {}, int repeats = 1) {
   const cp::shards split{shard::subdivided{q, inside}, shard::subdivided{kv, inside}};
   return split_results<O, G>(
-      in, split,
-      [&](threads& c) { return cp::hybrid{c, in.sizes.shape, split, mask, score, opt}; }, nullptr,
-      repeats);
+      in, split, [&](threads& c) { return cp::hybrid{c, in.sizes.shape, split, mask, score, opt}; },
+      nullptr, repeats);
 }
 
 std::string refusal(int ranks, const cp::shape& sizes, int inside = 0) {
@@ -84,11 +83,13 @@ TEST_CASE("ulysses: layouts x ranks x heads x masks, odd lengths") {
     for (int ranks : {1, 2, 4, 7, 8}) {
       for (const char* layout : layouts) {
         // Key heads: a multiple of the ranks, as many, or a divisor.
-        const int kv_heads = roll(3) == 0 ? 1 : ranks % 2 == 0 && roll(2) ? ranks / 2 : ranks * (1 + roll(2));
+        const int kv_heads = roll(3) == 0                ? 1
+                             : ranks % 2 == 0 && roll(2) ? ranks / 2
+                                                         : ranks * (1 + roll(2));
         const int group = kv_heads % ranks == 0 ? 1 + roll(3) : ranks / kv_heads * (1 + roll(2));
         const int tokens = 20 + roll(60);
-        const case_sizes s{{1 + roll(2), kv_heads * group, kv_heads, 1 + roll(12), 1 + roll(12)},
-                           tokens, tokens};
+        const case_sizes s{
+            {1 + roll(2), kv_heads * group, kv_heads, 1 + roll(12), 1 + roll(12)}, tokens, tokens};
         CAPTURE(name);
         CAPTURE(ranks);
         CAPTURE(layout);
@@ -184,8 +185,8 @@ TEST_CASE("ulysses and hybrid: different lengths of queries and keys, more ranks
     const auto a = run_ulysses(
         in, {any_layout{"striped", q_len, 4}, any_layout{"contiguous", kv_len, 4}}, mask);
     CHECK(largest_error(a, expected) < 1e-5);
-    const auto b = run_hybrid(in, any_layout{"zigzag", q_len, 3}, any_layout{"striped", kv_len, 3},
-                              2, mask);
+    const auto b =
+        run_hybrid(in, any_layout{"zigzag", q_len, 3}, any_layout{"striped", kv_len, 3}, 2, mask);
     CHECK(largest_error(b, expected) < 1e-5);
   }
 }

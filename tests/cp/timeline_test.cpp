@@ -60,24 +60,28 @@ TEST_CASE("timeline: the other drivers") {
       tensor<float, 4> q{{1, 4, n, 8}}, k{q}, v{q}, out{q}, dq{q}, dk{q}, dv{q};
       tensor<float, 3> lse{{1, 4, n}};
       driver.forward(host{1}, inputs{*q, *k, *v}, results{*out, *lse});
-      driver.backward(host{1}, saved{*q, *k, *v, *out, *lse}, upstream{*q}, gradients{*dq, *dk, *dv});
+      driver.backward(host{1}, saved{*q, *k, *v, *out, *lse}, upstream{*q},
+                      gradients{*dq, *dk, *dv});
     });
     std::ostringstream text;
     record.write(text);
     return text.str();
   };
   const shard::zigzag flat{64, 4};
-  const std::string gathered = trace_of(
-      flat, [&](comm::threads& c) { return cp::all_gather{c, shape, flat, mask::causal{}}; });
+  const std::string gathered = trace_of(flat, [&](comm::threads& c) {
+    return cp::all_gather{c, shape, flat, mask::causal{}};
+  });
   CHECK(count(gathered, "\"name\": \"forward\"") == 4);
   CHECK(count(gathered, "\"name\": \"backward\"") == 4);
-  const std::string by_heads =
-      trace_of(flat, [&](comm::threads& c) { return cp::ulysses{c, shape, flat, mask::causal{}}; });
+  const std::string by_heads = trace_of(flat, [&](comm::threads& c) {
+    return cp::ulysses{c, shape, flat, mask::causal{}};
+  });
   CHECK(count(by_heads, "\"cat\": \"compute\", ") >= 8);
   CHECK(count(by_heads, "\"name\": \"inputs to heads\", \"cat\": \"send\"") == 8);
   const shard::subdivided mesh{shard::zigzag{64, 2}, 2};
-  const std::string mixed =
-      trace_of(mesh, [&](comm::threads& c) { return cp::hybrid{c, shape, mesh, mask::causal{}}; });
+  const std::string mixed = trace_of(mesh, [&](comm::threads& c) {
+    return cp::hybrid{c, shape, mesh, mask::causal{}};
+  });
   CHECK(count(mixed, "\"name\": \"forward step 1\"") > 0);
   CHECK(count(mixed, "process_name") == 4);
   CHECK(count(mixed, "\"name\": \"gradients to shards\"") > 0);

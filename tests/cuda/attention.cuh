@@ -55,18 +55,24 @@ struct any_mask {
   constexpr auto operator()(auto b, auto h, auto q, auto kv) const -> decltype(q >= kv) {
     using result = decltype(q >= kv);
     switch (kind) {
-    case causal: return q >= kv;
-    case window: return within(q - kv, -3, 40);
-    case blocks: return floor_div(q, 37) == floor_div(kv, 37);
-    case nothing_late: return (q < 30) & (kv < 50);  // most rows see nothing
-    case per_head: return within(q - kv, 0, 20 + h * 15 + b * 40);
-    case scattered:  // no structure: left to the elements
+    case causal:
+      return q >= kv;
+    case window:
+      return within(q - kv, -3, 40);
+    case blocks:
+      return floor_div(q, 37) == floor_div(kv, 37);
+    case nothing_late:
+      return (q < 30) & (kv < 50); // most rows see nothing
+    case per_head:
+      return within(q - kv, 0, 20 + h * 15 + b * 40);
+    case scattered: // no structure: left to the elements
       if constexpr (std::is_same_v<result, bool>) {
         return (q * 7 + kv * 13 + h) % 5 < 2;
       } else {
         return verdict::some;
       }
-    default: return result{true};
+    default:
+      return result{true};
     }
   }
 };
@@ -79,9 +85,12 @@ struct any_score {
   template <class S>
   constexpr S operator()(S s, int, int h, int q, int kv) const {
     switch (kind) {
-    case softcap: return S(2) * tanh(s / S(2));
-    case distance: return s - S(0.02f * static_cast<float>((h + 1) * abs(q - kv)));
-    default: return s;
+    case softcap:
+      return S(2) * tanh(s / S(2));
+    case distance:
+      return s - S(0.02f * static_cast<float>((h + 1) * abs(q - kv)));
+    default:
+      return s;
     }
   }
 };
@@ -158,8 +167,8 @@ void compare_with(const Executor& exec, const attention_case& c, const Mask& mas
   forward(exec, in, results{*d_out, *d_lse}, mask, score);
   d_out.read(out), d_lse.read(lse);
   CHECK(max_error(lse, expected.lse) < 2e-3);
-  const auto close = [&](const char* name, const auto& got, const auto& straight,
-                         const auto& exact, double times) {
+  const auto close = [&](const char* name, const auto& got, const auto& straight, const auto& exact,
+                         double times) {
     CAPTURE(std::string{name});
     const double yardstick = relative_error(straight, exact);
     CHECK(relative_error(got, exact) <= times * yardstick + 1e-7);
@@ -190,4 +199,4 @@ void compare(const Executor& exec, const attention_case& c, const Score& score,
   compare_with<T, true>(exec, c, any_mask{c.mask}, score, allowed, seed);
 }
 
-}  // namespace maskring::testing
+} // namespace maskring::testing

@@ -16,20 +16,32 @@ TEST_CASE("fp32 elements are computed at fp32 accuracy") {
     compare<float>(exec, {.mask = mask}, any_score{}, four);
   }
   compare<float>(exec,
-                 {.mask = any_mask::per_head, .batch = 2, .q_heads = 6, .kv_heads = 2, .q_len = 77,
-                  .kv_len = 301, .qk_dim = 40, .v_dim = 36, .sink = true, .dlse = true},
+                 {.mask = any_mask::per_head,
+                  .batch = 2,
+                  .q_heads = 6,
+                  .kv_heads = 2,
+                  .q_len = 77,
+                  .kv_len = 301,
+                  .qk_dim = 40,
+                  .v_dim = 36,
+                  .sink = true,
+                  .dlse = true},
                  any_score{any_score::softcap}, four);
   compare<float>(exec,
-                 {.mask = any_mask::blocks, .q_len = 129, .kv_len = 200, .qk_dim = 33, .v_dim = 17,
+                 {.mask = any_mask::blocks,
+                  .q_len = 129,
+                  .kv_len = 200,
+                  .qk_dim = 33,
+                  .v_dim = 17,
                   .order = layout::swapped},
                  any_score{any_score::distance}, four);
 }
 
 TEST_CASE("TF32 is a policy") {
   cuda::workspace scratch;
-  const auto exec = cuda::on(nullptr, scratch, cuda::head_dims<64>)
-                        .with({.float_math = cuda::float_math::tf32});
-  const allowance coarse{2e4, 2e4, 2e4, 2e4};  // of an fp32 error near 1e-7
+  const auto exec =
+      cuda::on(nullptr, scratch, cuda::head_dims<64>).with({.float_math = cuda::float_math::tf32});
+  const allowance coarse{2e4, 2e4, 2e4, 2e4}; // of an fp32 error near 1e-7
   compare<float>(exec, {.mask = any_mask::causal}, any_score{}, coarse);
   compare<float>(exec, {.mask = any_mask::scattered, .q_len = 90, .kv_len = 200}, any_score{},
                  coarse);
@@ -54,13 +66,13 @@ struct problem_on_device {
   on_device<float, 3> lse_d{lse};
 };
 
-}  // namespace
+} // namespace
 
 TEST_CASE("carried states: keys in two calls, fp32 output, gradients accumulated") {
   problem_on_device p;
   cuda::workspace scratch;
-  const auto exec = cuda::on(nullptr, scratch, cuda::head_dims<64>)
-                        .with({.kernel = cuda::kernel::portable});
+  const auto exec =
+      cuda::on(nullptr, scratch, cuda::head_dims<64>).with({.kernel = cuda::kernel::portable});
   const any_mask mask{any_mask::causal};
   const inputs host{*p.q, *p.k, *p.v};
   const reference_results expected = reference_forward(host, mask);
@@ -74,8 +86,7 @@ TEST_CASE("carried states: keys in two calls, fp32 output, gradients accumulated
   for (int n = 0; n < 2; ++n) {
     inputs in{*p.q_d, part(*p.k_d, n), part(*p.v_d, n)};
     if (n == 1) in = in.continuing({out.out, out.lse});
-    forward(exec, in, out, mask::shift{mask, 0, n == 0 ? 0 : static_cast<int>(first)},
-            any_score{});
+    forward(exec, in, out, mask::shift{mask, 0, n == 0 ? 0 : static_cast<int>(first)}, any_score{});
   }
   for (int n = 0; n < 2; ++n) {
     const auto rows = [&](const view<float, 4>& t) {
@@ -100,10 +111,12 @@ TEST_CASE("a captured graph of forward and backward replays to the same bits") {
   cudaStream_t stream = nullptr;
   REQUIRE(cudaStreamCreate(&stream) == cudaSuccess);
   {
-    cuda::workspace scratch;  // goes before its stream
+    cuda::workspace scratch; // goes before its stream
     const auto exec = cuda::on(stream, scratch, cuda::head_dims<64>);
     const any_mask mask{any_mask::window};
-    const auto map = cuda::make_block_map(exec, mask, {1, problem_on_device::heads, problem_on_device::length, problem_on_device::keys});
+    const auto map = cuda::make_block_map(
+        exec, mask,
+        {1, problem_on_device::heads, problem_on_device::length, problem_on_device::keys});
     const auto both = [&] {
       forward(exec, inputs{*p.q_d, *p.k_d, *p.v_d}, results{*p.out_d, *p.lse_d}, mask, map,
               any_score{});
@@ -162,15 +175,17 @@ TEST_CASE("bad arguments are named before anything is queued") {
           forward(narrow, inputs{*p.q_d, *p.k_d, *p.v_d}, out, mask::full{});
         }).find("head dimensions are 64") != std::string::npos);
   CHECK(message([&] {
-          const auto map = cuda::make_block_map(exec, mask, {1, 1, problem_on_device::length, problem_on_device::keys}, {100, 100});
+          const auto map = cuda::make_block_map(
+              exec, mask, {1, 1, problem_on_device::length, problem_on_device::keys}, {100, 100});
           forward(exec, inputs{*p.q_d, *p.k_d, *p.v_d}, out, mask, map, any_score{});
         }).find("tiles of 100 x 100") != std::string::npos);
   CHECK(message([&] {
-          const auto map = cuda::make_block_map(exec, mask, {1, 1, problem_on_device::length, problem_on_device::length});
+          const auto map = cuda::make_block_map(
+              exec, mask, {1, 1, problem_on_device::length, problem_on_device::length});
           forward(exec, inputs{*p.q_d, *p.k_d, *p.v_d}, out, mask, map, any_score{});
         }).find("280") != std::string::npos);
   CHECK_THROWS_AS(scratch.reserve(std::size_t{1} << 60, nullptr), cuda::error);
   CHECK(cudaGetLastError() == cudaSuccess);
 }
 
-}  // namespace maskring::testing
+} // namespace maskring::testing

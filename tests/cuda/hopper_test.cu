@@ -26,8 +26,14 @@ void all_masks(Dims dims, index_t qk_dim, index_t v_dim) {
     const any_mask mask{kind};
     compare_with<T, false>(exec, {.qk_dim = qk_dim, .v_dim = v_dim}, mask, any_score{});
     compare_with<T, false>(exec,
-                           {.batch = 2, .q_heads = 4, .kv_heads = 2, .q_len = 205, .kv_len = 301,
-                            .qk_dim = qk_dim - 8, .v_dim = v_dim - 16, .sink = true},
+                           {.batch = 2,
+                            .q_heads = 4,
+                            .kv_heads = 2,
+                            .q_len = 205,
+                            .kv_len = 301,
+                            .qk_dim = qk_dim - 8,
+                            .v_dim = v_dim - 16,
+                            .sink = true},
                            mask, any_score{});
   }
   for (int kind = any_score::identity; kind <= any_score::distance; ++kind) {
@@ -50,11 +56,11 @@ void packed_documents(Dims dims, index_t dim) {
   if (!is_hopper()) return;
   cuda::workspace scratch;
   const auto exec = cuda::on(nullptr, scratch, dims).with({.kernel = cuda::kernel::hopper});
-  compare_with<bfloat16, false>(
-      exec, {.q_len = 700, .kv_len = 700, .qk_dim = dim, .v_dim = dim}, packed{}, score::none{});
+  compare_with<bfloat16, false>(exec, {.q_len = 700, .kv_len = 700, .qk_dim = dim, .v_dim = dim},
+                                packed{}, score::none{});
 }
 
-}  // namespace
+} // namespace
 
 TEST_CASE("documents, of whose partial tiles whole rows are kept") {
   packed_documents(cuda::head_dims<64>, 64);
@@ -94,4 +100,4 @@ TEST_CASE("an int-only mask: every element of a tile decides") {
                                 mask::elementwise{any_mask{any_mask::scattered}}, score::none{});
 }
 
-}  // namespace maskring::testing
+} // namespace maskring::testing

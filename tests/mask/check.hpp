@@ -13,8 +13,8 @@ namespace maskring::testing {
 /// Whether verdicts must be exact at tiles 64 and 128 under every layout.
 enum class tightness { exact, loose };
 
-/// Every element against `definition(b, h, q, kv)`, then every verdict against the elements: at tiles
-/// 64 and 128 for 4 ranks, at odd tiles for 3. Returns the share of loose tiles, in percent.
+/// Every element against `definition(b, h, q, kv)`, then every verdict against the elements: at
+/// tiles 64 and 128 for 4 ranks, at odd tiles for 3. Returns the share of loose tiles, in percent.
 template <mask_mod Mask, class Definition>
 double check_mask(const std::string& name, const audit_shape& shape, const Mask& mask,
                   const Definition& definition, tightness promise) {
@@ -51,8 +51,9 @@ double check_mask(const std::string& name, const audit_shape& shape, const Mask&
   CHECK(audit_layouts(mask, truth, 200, 2).all().unsound == 0);
 
   // Independent of batch and head only if truth is: the whole asked at once names its axes.
-  const kleene everywhere = truth_of(mask, {{0, shape.q_len - 1}, {0, shape.kv_len - 1},
-                                            {0, shape.batch - 1}, {0, shape.heads - 1}});
+  const kleene everywhere = truth_of(
+      mask,
+      {{0, shape.q_len - 1}, {0, shape.kv_len - 1}, {0, shape.batch - 1}, {0, shape.heads - 1}});
   bool by_batch = false, by_head = false;
   for (int b = 0; b < shape.batch; ++b) {
     for (int h = 0; h < shape.heads; ++h) {
@@ -66,7 +67,8 @@ double check_mask(const std::string& name, const audit_shape& shape, const Mask&
   }
   CHECK((!by_batch || (everywhere.depends() & batch_axis)));
   CHECK((!by_head || (everywhere.depends() & head_axis)));
-  return sum.tiles == 0 ? 0.0 : 100.0 * static_cast<double>(sum.loose) / static_cast<double>(sum.tiles);
+  return sum.tiles == 0 ? 0.0
+                        : 100.0 * static_cast<double>(sum.loose) / static_cast<double>(sum.tiles);
 }
 
-}  // namespace maskring::testing
+} // namespace maskring::testing

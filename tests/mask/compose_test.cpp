@@ -31,8 +31,8 @@ struct users_own {
 TEST_CASE("compositions compare as their parts do, at compile time where these can") {
   static_assert((mask::causal{} & mask::sliding_window{3}) ==
                 (mask::causal{} & mask::sliding_window{3}));
-  static_assert(!(mask::batched{mask::sliding_window{4}, 9} ==
-                  mask::batched{mask::sliding_window{3}, 9}));
+  static_assert(
+      !(mask::batched{mask::sliding_window{4}, 9} == mask::batched{mask::sliding_window{3}, 9}));
   CHECK((users_own{3} | mask::causal{}) == (users_own{3} | mask::causal{}));
   CHECK_FALSE((!(users_own{3} & mask::causal{})) == (!(users_own{4} & mask::causal{})));
   CHECK(mask::batched{users_own{3}, 9} == mask::batched{users_own{3}, 9});
@@ -48,34 +48,37 @@ TEST_CASE("masks in masks: every combination is what its parts say") {
   const auto start = [&](int i) { return i < 100 ? 0 : i < 103 ? 100 : i < 223 ? 103 : 223; };
   const auto same = [&](int q, int k) { return ids[q] == ids[k]; };
 
-  check_mask("document of a sink window", {1, 1, tokens, tokens},
-             mask::document{docs.view(), mask::attention_sink{30, 4}},
-             [&](int, int, int q, int k) {
-               return same(q, k) && k <= q && (q - k <= 30 || k - start(q) < 4);
-             },
-             tightness::exact);
-  check_mask("batched diffusion", {1, 1, tokens, tokens},
-             mask::batched{mask::block_diffusion{40, 8}, 80},
-             [](int, int, int q, int k) {
-               if (q / 80 != k / 80) return false;
-               const int i = q % 80, j = k % 80;
-               const int a = i % 40 / 8, b = j % 40 / 8;
-               const bool noised_q = i < 40, noised_k = j < 40;
-               return (a == b && noised_q == noised_k) || (a > b && noised_q && !noised_k) ||
-                      (a >= b && !noised_q && !noised_k);
-             },
-             tightness::exact);
-  check_mask("documents, or a window before them, but not far", {1, 1, tokens, tokens},
-             (mask::document{docs.view()} | mask::shift{mask::sliding_window{9}, 20, 0}) &
-                 !mask::shift{mask::causal{}, -150, 0},
-             [&](int, int, int q, int k) {
-               const bool window = k <= q + 20 && q + 20 - k <= 9;
-               return (same(q, k) || window) && !(q - 150 >= k);
-             },
-             tightness::loose);
+  check_mask(
+      "document of a sink window", {1, 1, tokens, tokens},
+      mask::document{docs.view(), mask::attention_sink{30, 4}},
+      [&](int, int, int q, int k) {
+        return same(q, k) && k <= q && (q - k <= 30 || k - start(q) < 4);
+      },
+      tightness::exact);
+  check_mask(
+      "batched diffusion", {1, 1, tokens, tokens}, mask::batched{mask::block_diffusion{40, 8}, 80},
+      [](int, int, int q, int k) {
+        if (q / 80 != k / 80) return false;
+        const int i = q % 80, j = k % 80;
+        const int a = i % 40 / 8, b = j % 40 / 8;
+        const bool noised_q = i < 40, noised_k = j < 40;
+        return (a == b && noised_q == noised_k) || (a > b && noised_q && !noised_k) ||
+               (a >= b && !noised_q && !noised_k);
+      },
+      tightness::exact);
+  check_mask(
+      "documents, or a window before them, but not far", {1, 1, tokens, tokens},
+      (mask::document{docs.view()} | mask::shift{mask::sliding_window{9}, 20, 0}) &
+          !mask::shift{mask::causal{}, -150, 0},
+      [&](int, int, int q, int k) {
+        const bool window = k <= q + 20 && q + 20 - k <= 9;
+        return (same(q, k) || window) && !(q - 150 >= k);
+      },
+      tightness::loose);
   const shard::zigzag layout{tokens, 3};
   const users_own own{5};
-  const auto local = shard::rewrite(own & mask::tree_training{20, 60}, layout.map(1), layout.map(2));
+  const auto local =
+      shard::rewrite(own & mask::tree_training{20, 60}, layout.map(1), layout.map(2));
   int different = 0;
   for (int h = 0; h < 2; ++h) {
     for (int q = 0; q < layout.size(1); ++q) {

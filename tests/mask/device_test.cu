@@ -66,8 +66,8 @@ __global__ void answer_all(Mask mask, const question* asked, answer* out) {
   if (i < questions) out[i] = answer_of(mask, asked[i]);
 }
 
-/// For masks behind a function, which know no ranges. Compilers see other code there than in kernels
-/// that the mask is compiled into.
+/// For masks behind a function, which know no ranges. Compilers see other code there than in
+/// kernels that the mask is compiled into.
 __global__ void ask_all(examples::device_mask mask, const question* asked, char* out) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   const question& x = asked[i];

@@ -71,21 +71,22 @@ TEST_CASE("neighbourhood, tile by tile") {
         {extent_2d{24, 24}, extent_2d{24, 1}, extent_2d{3, 24}}}) {
     const audit_shape shape{1, 1, canvas.x * canvas.y, canvas.x * canvas.y};
     const mask::neighbourhood near{mask::tiled_order{canvas, tile}, kernel};
-    const auto definition =
-        neighbours(canvas, kernel, [canvas = canvas, tile = tile](int i) {
-          const int number = i / (tile.x * tile.y), inner = i % (tile.x * tile.y);
-          const int across = canvas.x / tile.x;
-          return pixel{number % across * tile.x + inner % tile.x,
-                       number / across * tile.y + inner / tile.x};
-        });
+    const auto definition = neighbours(canvas, kernel, [canvas = canvas, tile = tile](int i) {
+      const int number = i / (tile.x * tile.y), inner = i % (tile.x * tile.y);
+      const int across = canvas.x / tile.x;
+      return pixel{number % across * tile.x + inner % tile.x,
+                   number / across * tile.y + inner / tile.x};
+    });
     check_mask("tiled neighbourhood", shape, near, definition, tightness::loose);
     CHECK(unstrided_looseness(shape, near, definition) == 0);
   }
 }
 
 TEST_CASE("neighbourhood along the Z-curve") {
-  for (auto [side, kernel] : {std::pair{32, extent_2d{7, 5}}, {16, extent_2d{3, 3}},
-                              {8, extent_2d{8, 1}}, {1, extent_2d{1, 1}}}) {
+  for (auto [side, kernel] : {std::pair{32, extent_2d{7, 5}},
+                              {16, extent_2d{3, 3}},
+                              {8, extent_2d{8, 1}},
+                              {1, extent_2d{1, 1}}}) {
     const extent_2d canvas{side, side};
     const audit_shape shape{1, 1, side * side, side * side};
     const mask::neighbourhood near{mask::morton_order{side}, kernel};
@@ -131,10 +132,13 @@ TEST_CASE("sliding tiles in two and three dimensions, with text") {
       return k < picture + text;
     };
   };
-  for (auto [nx, ny, wx, wy, tokens, text] :
-       {std::tuple{5, 4, 3, 3, 32, 0}, {6, 5, 2, 4, 21, 40}, {4, 3, 4, 1, 64, 7}, {3, 3, 1, 2, 50, 1}}) {
+  for (auto [nx, ny, wx, wy, tokens, text] : {std::tuple{5, 4, 3, 3, 32, 0},
+                                              {6, 5, 2, 4, 21, 40},
+                                              {4, 3, 4, 1, 64, 7},
+                                              {3, 3, 1, 2, 50, 1}}) {
     const int picture = nx * ny * tokens;
-    const auto near = [=, nx = nx, ny = ny, wx = wx, wy = wy, tokens = tokens](int, int, int q, int k) {
+    const auto near = [=, nx = nx, ny = ny, wx = wx, wy = wy, tokens = tokens](int, int, int q,
+                                                                               int k) {
       const int a = q / tokens, b = k / tokens;
       return axis(a % nx, b % nx, nx, wx) && axis(a / nx, b / nx, ny, wy);
     };
@@ -169,7 +173,8 @@ TEST_CASE("video heads") {
     };
     check_mask("spatial_head", {1, 1, 701, 701}, mask::spatial_head{p, w, t, round}, definition,
                tightness::loose);
-    CHECK(unstrided_looseness({1, 1, 701, 701}, mask::spatial_head{p, w, t, round}, definition) == 0);
+    CHECK(unstrided_looseness({1, 1, 701, 701}, mask::spatial_head{p, w, t, round}, definition) ==
+          0);
   }
   for (auto [p, w, t, f] :
        {std::tuple{20, 2.0, 60, 10}, {0, 3.0, 133, 11}, {150, 1.0, 640, 3}, {7, 0.0, 50, 4}}) {
@@ -196,13 +201,14 @@ TEST_CASE("cross intervals") {
       last.push_back(first.back() + static_cast<int>(random() % 200));
     }
     const mask::int_table begins{first, images}, ends{last, images};
-    check_mask("cross_intervals", {1, 1, text, 643},
-               mask::cross_intervals{begins.view(), ends.view(), tokens},
-               [&, tokens = tokens](int, int, int q, int k) {
-                 return first[static_cast<std::size_t>(k / tokens)] <= q &&
-                        q < last[static_cast<std::size_t>(k / tokens)];
-               },
-               tightness::exact);
+    check_mask(
+        "cross_intervals", {1, 1, text, 643},
+        mask::cross_intervals{begins.view(), ends.view(), tokens},
+        [&, tokens = tokens](int, int, int q, int k) {
+          return first[static_cast<std::size_t>(k / tokens)] <= q &&
+                 q < last[static_cast<std::size_t>(k / tokens)];
+        },
+        tightness::exact);
   }
 }
 
@@ -224,10 +230,10 @@ TEST_CASE("tables of blocks, and lists of chosen blocks, for every batch entry a
         return ((layer * shape.rows + q / block) * shape.columns) + k / block;
       };
       const auto bits = mask::block_bits(shape, flags);
-      check_mask("block_table", {2, 3, q_len, kv_len},
-                 mask::block_table{bits.view(), shape, block}.require_covers(q_len, kv_len),
-                 [&](int b, int h, int q, int k) { return flags[at(b, h, q, k)] != 0; },
-                 tightness::exact);
+      check_mask(
+          "block_table", {2, 3, q_len, kv_len},
+          mask::block_table{bits.view(), shape, block}.require_covers(q_len, kv_len),
+          [&](int b, int h, int q, int k) { return flags[at(b, h, q, k)] != 0; }, tightness::exact);
 
       constexpr int k = 3;
       std::vector<int> chosen;
@@ -239,25 +245,27 @@ TEST_CASE("tables of blocks, and lists of chosen blocks, for every batch entry a
         }
       }
       const auto picked = mask::topk_bits(shape, chosen, k);
-      check_mask("block_topk", {2, 3, q_len, kv_len},
-                 mask::block_table{picked.view(), shape, block},
-                 [&](int b, int h, int q, int kv) { return listed[at(b, h, q, kv)] != 0; },
-                 tightness::exact);
+      check_mask(
+          "block_topk", {2, 3, q_len, kv_len}, mask::block_table{picked.view(), shape, block},
+          [&](int b, int h, int q, int kv) { return listed[at(b, h, q, kv)] != 0; },
+          tightness::exact);
     }
   }
 }
 
 TEST_CASE("pictures and tables refuse bad arguments") {
-  CHECK_THROWS_WITH_AS((mask::neighbourhood{mask::row_order{{8, 8}}, {9, 3}}),
-                       "maskring: neighbourhood: kernel is 9 x 3, expected at most the canvas 8 x 8",
-                       std::invalid_argument);
+  CHECK_THROWS_WITH_AS(
+      (mask::neighbourhood{mask::row_order{{8, 8}}, {9, 3}}),
+      "maskring: neighbourhood: kernel is 9 x 3, expected at most the canvas 8 x 8",
+      std::invalid_argument);
   CHECK_THROWS_AS((mask::neighbourhood{mask::row_order{{8, 8}}, {0, 3}}), std::invalid_argument);
   CHECK_THROWS_AS(mask::row_order({0, 8}), std::invalid_argument);
   CHECK_THROWS_AS(mask::tiled_order({8, 8}, {3, 8}), std::invalid_argument);
   CHECK_THROWS_AS(mask::morton_order{24}, std::invalid_argument);
-  CHECK_THROWS_WITH_AS((mask::sliding_tile{{4, 4}, {5, 1}, 64}),
-                       "maskring: sliding_tile: window of axis 0 is 5, expected 1 to the axis' 4 tiles",
-                       std::invalid_argument);
+  CHECK_THROWS_WITH_AS(
+      (mask::sliding_tile{{4, 4}, {5, 1}, 64}),
+      "maskring: sliding_tile: window of axis 0 is 5, expected 1 to the axis' 4 tiles",
+      std::invalid_argument);
   CHECK_THROWS_AS((mask::sliding_tile{{4, 4}, {1, 1}, 64, -1}), std::invalid_argument);
   CHECK_THROWS_AS((mask::sliding_tile{{1 << 14, 1 << 14}, {1, 1}, 64}), std::invalid_argument);
   CHECK_THROWS_AS(mask::spatial_head(-1, 1.0, 64), std::invalid_argument);
@@ -270,7 +278,8 @@ TEST_CASE("pictures and tables refuse bad arguments") {
   const mask::block_table_shape shape{1, 1, 2, 3};
   CHECK_THROWS_AS(mask::block_bits(shape, std::vector<std::uint8_t>(5)), std::invalid_argument);
   CHECK_THROWS_WITH_AS(mask::topk_bits(shape, std::vector<int>{0, 3}, 1),
-                       "maskring: topk_bits: entry 1 is 3, expected -1 to 2", std::invalid_argument);
+                       "maskring: topk_bits: entry 1 is 3, expected -1 to 2",
+                       std::invalid_argument);
   const auto bits = mask::block_bits(shape, std::vector<std::uint8_t>(6));
   CHECK_THROWS_AS(mask::block_table(bits.view(), shape, 0), std::invalid_argument);
   CHECK_THROWS_AS(mask::block_table(bits.view(), {1, 2, 2, 3}, 64), std::invalid_argument);

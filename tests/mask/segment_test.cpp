@@ -20,7 +20,8 @@ namespace {
 std::vector<int> random_lengths(std::mt19937& random, int tokens, int longest) {
   std::vector<int> lengths;
   for (int left = tokens; left > 0;) {
-    lengths.push_back(std::min(left, static_cast<int>(random() % static_cast<unsigned>(longest + 1))));
+    lengths.push_back(
+        std::min(left, static_cast<int>(random() % static_cast<unsigned>(longest + 1))));
     left -= lengths.back();
   }
   return lengths;
@@ -28,7 +29,8 @@ std::vector<int> random_lengths(std::mt19937& random, int tokens, int longest) {
 
 std::vector<int> ids_of(const std::vector<int>& lengths) {
   std::vector<int> ids;
-  for (std::size_t d = 0; d < lengths.size(); ++d) ids.insert(ids.end(), lengths[d], static_cast<int>(d));
+  for (std::size_t d = 0; d < lengths.size(); ++d)
+    ids.insert(ids.end(), lengths[d], static_cast<int>(d));
   return ids;
 }
 
@@ -48,31 +50,31 @@ TEST_CASE("documents, plain and with an inner mask") {
       while (i > 0 && ids[i - 1] == ids[i]) --i;
       return i;
     };
-    check_mask("document", {1, 1, tokens, tokens}, mask::document{table.view()},
-               [&](int, int, int q, int k) { return ids[q] == ids[k]; }, tightness::exact);
-    check_mask("document causal", {1, 1, tokens, tokens},
-               mask::document{table.view(), mask::causal{}},
-               [&](int, int, int q, int k) { return ids[q] == ids[k] && k <= q; },
-               tightness::exact);
-    check_mask("document prefix", {1, 1, tokens, tokens},
-               mask::document{table.view(), mask::prefix_lm{9}},
-               [&](int, int, int q, int k) {
-                 return ids[q] == ids[k] && (k <= q || k - start(q) < 9);
-               },
-               tightness::exact);
+    check_mask(
+        "document", {1, 1, tokens, tokens}, mask::document{table.view()},
+        [&](int, int, int q, int k) { return ids[q] == ids[k]; }, tightness::exact);
+    check_mask(
+        "document causal", {1, 1, tokens, tokens}, mask::document{table.view(), mask::causal{}},
+        [&](int, int, int q, int k) { return ids[q] == ids[k] && k <= q; }, tightness::exact);
+    check_mask(
+        "document prefix", {1, 1, tokens, tokens}, mask::document{table.view(), mask::prefix_lm{9}},
+        [&](int, int, int q, int k) { return ids[q] == ids[k] && (k <= q || k - start(q) < 9); },
+        tightness::exact);
   }
 }
 
 TEST_CASE("batched") {
   for (int n : {1, 3, 50, 64, 200, 1000}) {
-    check_mask("batched full", {1, 1, 701, 645}, mask::batched{mask::full{}, n},
-               [n](int, int, int q, int k) { return q / n == k / n; }, tightness::exact);
-    check_mask("batched causal", {1, 1, 645, 701}, mask::batched{mask::causal{}, n},
-               [n](int, int, int q, int k) { return q / n == k / n && k % n <= q % n; },
-               tightness::exact);
-    check_mask("batched window", {1, 1, 701, 701}, mask::batched{mask::sliding_window{7}, n},
-               [n](int, int, int q, int k) { return q / n == k / n && k <= q && q - k <= 7; },
-               tightness::exact);
+    check_mask(
+        "batched full", {1, 1, 701, 645}, mask::batched{mask::full{}, n},
+        [n](int, int, int q, int k) { return q / n == k / n; }, tightness::exact);
+    check_mask(
+        "batched causal", {1, 1, 645, 701}, mask::batched{mask::causal{}, n},
+        [n](int, int, int q, int k) { return q / n == k / n && k % n <= q % n; }, tightness::exact);
+    check_mask(
+        "batched window", {1, 1, 701, 701}, mask::batched{mask::sliding_window{7}, n},
+        [n](int, int, int q, int k) { return q / n == k / n && k <= q && q - k <= 7; },
+        tightness::exact);
   }
 }
 
@@ -95,14 +97,13 @@ TEST_CASE("shared prefix") {
         prefix.push_back(orderly ? d / 5 * 5 : static_cast<int>(random() % lengths.size()));
       }
       const mask::int_table table{prefix, documents};
-      check_mask("shared_prefix", {1, 1, tokens, tokens},
-                 mask::shared_prefix{docs.view(), table.view()},
-                 [&](int, int, int q, int k) {
-                   const int d = ids[q], p = prefix[d];
-                   return (k >= starts[d] && q >= k) ||
-                          (d != p && starts[p] <= k && k < starts[p + 1]);
-                 },
-                 tightness::exact);
+      check_mask(
+          "shared_prefix", {1, 1, tokens, tokens}, mask::shared_prefix{docs.view(), table.view()},
+          [&](int, int, int q, int k) {
+            const int d = ids[q], p = prefix[d];
+            return (k >= starts[d] && q >= k) || (d != p && starts[p] <= k && k < starts[p + 1]);
+          },
+          tightness::exact);
     }
   }
   const auto docs = mask::document_table::from_lengths(std::vector<int>{4, 4});
@@ -117,14 +118,14 @@ TEST_CASE("shared prefix") {
 
 TEST_CASE("block diffusion") {
   for (auto [s, l] : {std::pair{350, 32}, {351, 16}, {350, 3}, {300, 1}, {97, 400}}) {
-    check_mask("block_diffusion", {1, 1, 2 * s, 2 * s}, mask::block_diffusion{s, l},
-               [s = s, l = l](int, int, int q, int k) {
-                 const bool qn = q < s, kn = k < s;
-                 const int bq = q % s / l, bk = k % s / l;
-                 return (bq == bk && qn == kn) || (bq > bk && qn && !kn) ||
-                        (bq >= bk && !qn && !kn);
-               },
-               tightness::exact);
+    check_mask(
+        "block_diffusion", {1, 1, 2 * s, 2 * s}, mask::block_diffusion{s, l},
+        [s = s, l = l](int, int, int q, int k) {
+          const bool qn = q < s, kn = k < s;
+          const int bq = q % s / l, bk = k % s / l;
+          return (bq == bk && qn == kn) || (bq > bk && qn && !kn) || (bq >= bk && !qn && !kn);
+        },
+        tightness::exact);
   }
 }
 
@@ -135,27 +136,30 @@ TEST_CASE("trees: drafted tokens and branches to train on") {
   for (int nodes : {1, 61, 389}) {
     std::vector<int> parents;
     for (int i = 0; i < nodes; ++i) {
-      parents.push_back(i == 0 ? -1 : static_cast<int>(random() % std::min(i, 9)) + std::max(0, i - 9));
+      parents.push_back(i == 0 ? -1
+                               : static_cast<int>(random() % std::min(i, 9)) + std::max(0, i - 9));
     }
     const auto matrix = mask::ancestors(parents);
     for (int prefix : {0, 5, 300}) {
-      check_mask("tree", {1, 1, nodes, prefix + nodes + 3}, mask::tree{prefix, matrix.view()},
-                 [&](int, int, int q, int k) {
-                   if (k < prefix) return true;
-                   for (int a = q; a >= 0; a = parents[static_cast<std::size_t>(a)]) {
-                     if (k - prefix == a) return true;
-                   }
-                   return false;
-                 },
-                 tightness::exact);
+      check_mask(
+          "tree", {1, 1, nodes, prefix + nodes + 3}, mask::tree{prefix, matrix.view()},
+          [&](int, int, int q, int k) {
+            if (k < prefix) return true;
+            for (int a = q; a >= 0; a = parents[static_cast<std::size_t>(a)]) {
+              if (k - prefix == a) return true;
+            }
+            return false;
+          },
+          tightness::exact);
     }
   }
   for (auto [p, n] : {std::pair{100, 50}, {0, 64}, {130, 3}, {64, 1}, {10, 4000}}) {
-    check_mask("tree_training", {1, 1, 601, 601 + p}, mask::tree_training{p, n},
-               [p = p, n = n](int, int, int q, int k) {
-                 return k < p || (k >= p && q / n == (k - p) / n && (k - p) % n <= q % n);
-               },
-               tightness::exact);
+    check_mask(
+        "tree_training", {1, 1, 601, 601 + p}, mask::tree_training{p, n},
+        [p = p, n = n](int, int, int q, int k) {
+          return k < p || (k >= p && q / n == (k - p) / n && (k - p) % n <= q % n);
+        },
+        tightness::exact);
   }
 }
 

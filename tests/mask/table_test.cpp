@@ -40,8 +40,9 @@ TEST_CASE("int_table gives the range of its entries over any range of indices") 
         CHECK(got.hi == most);
         CHECK(got.depends == key_axis);
       }
-      for (int trial = 0; trial < 100; ++trial) {  // with a stride
-        const int step = 2 + static_cast<int>(random() % 5), count = 1 + static_cast<int>(random() % 20);
+      for (int trial = 0; trial < 100; ++trial) { // with a stride
+        const int step = 2 + static_cast<int>(random() % 5),
+                  count = 1 + static_cast<int>(random() % 20);
         const int lo = static_cast<int>(random() % (size + 4)) - 2, hi = lo + step * count;
         int least = view(lo), most = view(lo);
         for (int i = lo; i <= hi; i += step) {
@@ -99,7 +100,8 @@ TEST_CASE("bit_matrix answers for stretches of a row as its bits do") {
     }
     const mask::bit_matrix matrix{rows, columns, [&](auto mark) {
                                     for (int i = 0; i < rows * columns; ++i) {
-                                      if (bits[static_cast<std::size_t>(i)]) mark(i / columns, i % columns);
+                                      if (bits[static_cast<std::size_t>(i)])
+                                        mark(i / columns, i % columns);
                                     }
                                   }};
     const auto view = matrix.view();
@@ -112,9 +114,9 @@ TEST_CASE("bit_matrix answers for stretches of a row as its bits do") {
           CHECK(view(row, c) == (bits[static_cast<std::size_t>(row * columns + c)] != 0));
           ones += view(row, c);
         }
-        const verdict truth = ones == 0              ? verdict::none
+        const verdict truth = ones == 0             ? verdict::none
                               : ones == hi - lo + 1 ? verdict::all
-                                                     : verdict::some;
+                                                    : verdict::some;
         CHECK(static_cast<int>(view(row, lo, hi)) == static_cast<int>(truth));
       }
     }

@@ -12,8 +12,8 @@ struct audit_shape {
   int batch = 1, heads = 1, q_len = 0, kv_len = 0;
 };
 
-/// How many tiles were asked about, in how many of them truth is `some`, how many were called `some`
-/// without being it, and how many were called `none` or `all` without being it.
+/// How many tiles were asked about, in how many of them truth is `some`, how many were called
+/// `some` without being it, and how many were called `none` or `all` without being it.
 struct audit {
   index_t tiles = 0, partial = 0, loose = 0, unsound = 0;
 
@@ -68,9 +68,9 @@ audit audit_shards(const Mask& mask, const dense_mask& truth, int tile, QMap q_m
           for (int q = q0; q < q1; ++q) {
             for (int kv = kv0; kv < kv1; ++kv) kept += truth(b, h, q_map(q), kv_map(kv));
           }
-          const verdict fact = kept == 0                                    ? verdict::none
+          const verdict fact = kept == 0                                ? verdict::none
                                : kept == index_t{q1 - q0} * (kv1 - kv0) ? verdict::all
-                                                                            : verdict::some;
+                                                                        : verdict::some;
           const verdict claim = verdict_of(local, {{q0, q1 - 1}, {kv0, kv1 - 1}, b, h});
           ++counts.tiles;
           counts.partial += fact == verdict::some;
@@ -133,4 +133,4 @@ layout_audits audit_layouts(const Mask& mask, const dense_mask& truth, int tile,
   return out;
 }
 
-}  // namespace maskring::testing
+} // namespace maskring::testing

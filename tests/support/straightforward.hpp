@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention as one would write it down in the working precision: every matrix in full, arithmetic in
-// fp32, what goes into a matrix product or to memory rounded to T. Its error is the yardstick.
+// Attention as one would write it down in the working precision: every matrix in full, arithmetic
+// in fp32, what goes into a matrix product or to memory rounded to T. Its error is the yardstick.
 #pragma once
 
 #include "reference.hpp"
@@ -39,7 +39,8 @@ straightforward_results<T> straightforward(const inputs<T>& in, const view<const
           s[j] = {-infinity, 0};
           if (!static_cast<bool>(mask(at[0], at[1], at[2], at[3]))) continue;
           float dot = 0;
-          for (index_t d = 0; d < qk; ++d) dot += number(in.q(b, h, i, d)) * number(in.k(b, g, j, d));
+          for (index_t d = 0; d < qk; ++d)
+            dot += number(in.q(b, h, i, d)) * number(in.k(b, g, j, d));
           s[j] = score(dual<float>{dot * scale, 1.0f}, at[0], at[1], at[2], at[3]);
           largest = std::max(largest, s[j].value);
         }
@@ -90,4 +91,4 @@ double relative_error(const tensor<A, 4>& a, const tensor<B, 4>& b) {
   return size > 0 ? std::sqrt(difference / size) : std::sqrt(difference);
 }
 
-}  // namespace maskring::testing
+} // namespace maskring::testing

@@ -18,7 +18,7 @@ struct transfer {
   enum class way : std::uint8_t { send, receive };
   way direction = way::send;
   int peer = 0;
-  void* data = nullptr;  ///< only read when sending
+  void* data = nullptr; ///< only read when sending
   std::size_t bytes = 0;
 };
 
@@ -63,21 +63,22 @@ concept ranked = requires(const C& c) {
 };
 
 /// Hands out the memory that messages are sent from and received into, so that a transport can
-/// register it: `allocate(bytes)` returns a movable owner with `data()`, aligned to 64 bytes or more.
+/// register it: `allocate(bytes)` returns a movable owner with `data()`, aligned to 64 bytes or
+/// more.
 template <class C>
 concept buffer_source = requires(C& c, std::size_t bytes) {
   { c.allocate(bytes).data() } -> std::convertible_to<void*>;
 };
 
-/// Exchanges a few bytes of host memory, for set-up: `share(mine)` blocks and returns what each rank
-/// gave, one behind the other in the order of ranks. All ranks call it with equal sizes.
+/// Exchanges a few bytes of host memory, for set-up: `share(mine)` blocks and returns what each
+/// rank gave, one behind the other in the order of ranks. All ranks call it with equal sizes.
 template <class C>
 concept sharing = ranked<C> && requires(C& c, std::span<const std::byte> mine) {
   { c.share(mine) } -> std::same_as<std::vector<std::byte>>;
 };
 
-/// Can say whether its ranks may read and write one another's tensors where they lie, so that nothing
-/// has to be sent but word of what is done.
+/// Can say whether its ranks may read and write one another's tensors where they lie, so that
+/// nothing has to be sent but word of what is done.
 template <class C>
 concept memory_sharing = sharing<C> && requires(const C& c) {
   { c.shares_memory() } -> std::same_as<bool>;
@@ -89,40 +90,41 @@ concept memory_sharing = sharing<C> && requires(const C& c) {
 /// - Order: the messages of one sender to one receiver match in the order in which each side lists
 ///   them, over all groups. Sizes must agree; empty messages count. Within a group no order exists
 ///   between different peers, so a ring of sends and receives cannot block.
-/// - Time: the group begins after the work that `queue` held at `start`; work put in the queue after
-///   `wait` begins after the group's end; work put there between the two overlaps the group.
+/// - Time: the group begins after the work that `queue` held at `start`; work put in the queue
+///   after `wait` begins after the group's end; work put there between the two overlaps the group.
 /// - Memory: from `start` to `wait`, sent memory must not change and received memory must not be
 ///   touched. The list of transfers itself may go when `start` returns.
-/// - Errors: `start` and `wait` throw rank_failed when a peer has failed and mismatch when the sizes
-///   of a message disagree; a transport may add its own. Nothing waits for ever.
+/// - Errors: `start` and `wait` throw rank_failed when a peer has failed and mismatch when the
+///   sizes of a message disagree; a transport may add its own. Nothing waits for ever.
 /// One group is in flight at a time.
 template <class C, class Queue>
-concept point_to_point =
-    ranked<C> && requires(C& c, const Queue& queue, std::span<const transfer> group) {
-      c.start(queue, group).wait(queue);
-    };
+concept point_to_point = ranked<C> &&
+    requires(C& c, const Queue& queue, std::span<const transfer> group) {
+  c.start(queue, group).wait(queue);
+};
 
-/// `all_gather(queue, mine, all, bytes)`: rank r's `bytes` bytes arrive at all + r·bytes, everywhere.
+/// `all_gather(queue, mine, all, bytes)`: rank r's `bytes` bytes arrive at all + r·bytes,
+/// everywhere.
 template <class C, class Queue>
-concept all_gathering =
-    ranked<C> && requires(C& c, const Queue& queue, const void* mine, void* all, std::size_t n) {
-      c.all_gather(queue, mine, all, n);
-    };
+concept all_gathering = ranked<C> &&
+    requires(C& c, const Queue& queue, const void* mine, void* all, std::size_t n) {
+  c.all_gather(queue, mine, all, n);
+};
 
 /// `all_to_all(queue, from, to, bytes)`: what rank r holds at from + s·bytes arrives at rank s in
 /// to + r·bytes.
 template <class C, class Queue>
-concept all_to_all_exchanging =
-    ranked<C> && requires(C& c, const Queue& queue, const void* from, void* to, std::size_t n) {
-      c.all_to_all(queue, from, to, n);
-    };
+concept all_to_all_exchanging = ranked<C> &&
+    requires(C& c, const Queue& queue, const void* from, void* to, std::size_t n) {
+  c.all_to_all(queue, from, to, n);
+};
 
 /// `reduce_scatter(queue, from, to, count)`: to[i] on rank s is the sum over ranks of their
 /// from[s·count + i], added in the order of ranks.
 template <class C, class Queue>
-concept reduce_scattering =
-    ranked<C> && requires(C& c, const Queue& queue, const float* from, float* to, index_t count) {
-      c.reduce_scatter(queue, from, to, count);
-    };
+concept reduce_scattering = ranked<C> &&
+    requires(C& c, const Queue& queue, const float* from, float* to, index_t count) {
+  c.reduce_scatter(queue, from, to, count);
+};
 
-}  // namespace maskring::comm
+} // namespace maskring::comm

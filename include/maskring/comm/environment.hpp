@@ -156,10 +156,12 @@ inline void read_address(variables& vars, environment& out) {
 /// SLURM_LOCALID), and MASTER_ADDR and MASTER_PORT with any of them.
 ///
 /// Where several launchers have left their variables, torchrun goes before Open MPI, which goes
-/// before Slurm: a job of Slurm's starts the others, not the reverse. Without any of them: one rank.
-/// @throws std::invalid_argument listing what was found, where variables are missing, are no numbers,
-///         contradict one another (a rank beyond the size; RANK unlike OMPI_COMM_WORLD_RANK, unless
-///         torchrun itself set it), or do not say where rank 0 of several is.
+/// before Slurm: a job of Slurm's starts the others, not the reverse. Without any of them: one
+/// rank.
+/// @throws std::invalid_argument listing what was found, where variables are missing, are no
+///         numbers, contradict one another (a rank beyond the size; RANK unlike
+///         OMPI_COMM_WORLD_RANK, unless torchrun itself set it), or do not say where rank 0 of
+///         several is.
 inline environment read_environment(const variable_lookup& lookup = process_variable) {
   detail::variables vars{lookup};
   std::optional<environment> out;

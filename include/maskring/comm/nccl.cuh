@@ -8,9 +8,9 @@
 
 namespace maskring::comm {
 
-/// The communicator of all processes that torchrun, mpirun or srun has started with this one, on GPU
-/// `local rank` (modulo the GPUs that are visible), which it makes the current device. A process that
-/// no launcher started is alone.
+/// The communicator of all processes that torchrun, mpirun or srun has started with this one, on
+/// GPU `local rank` (modulo the GPUs that are visible), which it makes the current device. A
+/// process that no launcher started is alone.
 ///
 /// Rank 0 gives NCCL's identifier to the others at MASTER_ADDR, one of the eight ports from
 /// MASTER_PORT on (the next one where torchrun itself listens); with NCCL_COMM_ID=host:port NCCL

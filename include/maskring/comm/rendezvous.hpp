@@ -82,7 +82,8 @@ public:
         error = "not all ranks came within " + seconds(limit) + ": missing" + missing();
         break;
       }
-      socket_handle guest{::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK)};
+      socket_handle guest{
+          ::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK)};
       hello who{};
       if (!guest || !send_all(guest, std::as_bytes(std::span{&greeting, 1}), soon(until)) ||
           !receive_all(guest, bytes_of(who), soon(until)) || who.magic != greeting) {
@@ -140,7 +141,8 @@ inline void join(const meeting_point& where, int rank, int size, std::span<std::
     for (int i = 0; i < where.ports; ++i) {
       const socket_handle host = connect_to(where.address, where.port + i, soon(until));
       std::uint64_t answer = 0;
-      if (!host || !receive_all(host, bytes_of(answer), soon(until)) || answer != greeting) continue;
+      if (!host || !receive_all(host, bytes_of(answer), soon(until)) || answer != greeting)
+        continue;
       hello me{greeting, static_cast<std::uint32_t>(rank), static_cast<std::uint32_t>(size)};
       verdict_header verdict{};
       // Rank 0, which may have begun later, is to say who is missing when its own time is up.
@@ -168,8 +170,8 @@ inline void join(const meeting_point& where, int rank, int size, std::span<std::
 /// Copies `data` from rank 0 to all others, once all `size` have come, over TCP at a place that all
 /// know. Rank 0 listens on all networks of its machine, or on the loopback if `where` names that.
 /// The limit is how long rank 0 waits for the others, and they for rank 0 to be there.
-/// @throws rendezvous_failed on all ranks that have come if the others did not come within the limit
-///         (naming some), or if two say that they are the same rank or sizes differ.
+/// @throws rendezvous_failed on all ranks that have come if the others did not come within the
+///         limit (naming some), or if two say that they are the same rank or sizes differ.
 inline void broadcast_from_root(const meeting_point& where, int rank, int size,
                                 std::span<std::byte> data, std::chrono::milliseconds limit) {
   maskring::detail::require(rank >= 0 && rank < size, "rendezvous: rank is ", rank,

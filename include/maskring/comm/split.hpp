@@ -16,8 +16,8 @@ concept splitting = ranked<C> && requires(C& c, int n) {
   { c.split(n, n) } -> ranked;
 };
 
-/// Some ranks of a communicator, renumbered; sends through it and shares its single group in flight.
-/// Must not outlive it.
+/// Some ranks of a communicator, renumbered; sends through it and shares its single group in
+/// flight. Must not outlive it.
 template <class Comm>
 class subset {
 public:
@@ -28,23 +28,18 @@ public:
   int rank() const { return position_; }
   int size() const { return static_cast<int>(members_.size()); }
 
-  auto allocate(std::size_t bytes)
-    requires buffer_source<Comm>
-  {
-    return parent_->allocate(bytes);
-  }
+  auto allocate(std::size_t bytes) requires buffer_source<Comm> { return parent_->allocate(bytes); }
 
   template <class Queue>
-    requires point_to_point<Comm, Queue>
+  requires point_to_point<Comm, Queue>
   auto start(const Queue& queue, std::span<const transfer> group) {
     std::vector<transfer> translated{group.begin(), group.end()};
     for (transfer& t : translated) t.peer = members_.at(static_cast<std::size_t>(t.peer));
     return parent_->start(queue, translated);
   }
 
-  std::vector<std::byte> share(std::span<const std::byte> mine)
-    requires point_to_point<Comm, host_queue>
-  {
+  std::vector<std::byte>
+  share(std::span<const std::byte> mine) requires point_to_point<Comm, host_queue> {
     std::vector<std::byte> all(mine.size() * members_.size());
     std::vector<transfer> group;
     for (int peer = 0; peer < size(); ++peer) {

@@ -17,8 +17,8 @@ struct fact {
 };
 
 /// Exchanges the facts and compares them. All ranks call it with as many facts.
-/// @throws std::invalid_argument on every rank, naming the first fact that differs and the rank whose
-///         fact differs from rank 0's.
+/// @throws std::invalid_argument on every rank, naming the first fact that differs and the rank
+///         whose fact differs from rank 0's.
 template <comm::sharing Comm>
 void require_agreement(Comm& comm, const char* call, std::span<const fact> facts) {
   std::vector<std::uint64_t> mine;
@@ -26,7 +26,8 @@ void require_agreement(Comm& comm, const char* call, std::span<const fact> facts
   const std::vector<std::byte> all = comm.share(std::as_bytes(std::span{mine}));
   const auto value = [&](int rank, std::size_t i) {
     std::uint64_t out = 0;
-    std::memcpy(&out, all.data() + (static_cast<std::size_t>(rank) * facts.size() + i) * sizeof(out),
+    std::memcpy(&out,
+                all.data() + (static_cast<std::size_t>(rank) * facts.size() + i) * sizeof(out),
                 sizeof(out));
     return out;
   };
@@ -46,4 +47,4 @@ void require_agreement(Comm& comm, const char* call, std::span<const fact> facts
   }
 }
 
-}  // namespace maskring::cp
+} // namespace maskring::cp

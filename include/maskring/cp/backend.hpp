@@ -27,25 +27,25 @@ struct open_tiles {
 /// What a driver asks of an execution context `Exec`, as static functions of a specialisation:
 ///
 /// - `queue(exec)`: what orders its work, for communicators (comm::host_queue, or a stream)
-/// - `copy(exec, from, to)`: between views of one shape and any strides, of one element type or from
-///   float to another (rounding once)
+/// - `copy(exec, from, to)`: between views of one shape and any strides, of one element type or
+///   from float to another (rounding once)
 /// - `add(exec, from, to)`: to += from, floats
-/// - optionally `add(exec, from, to, lost)`: the same, with what `to` loses by rounding kept in `lost`,
-///   which begins at zero
+/// - optionally `add(exec, from, to, lost)`: the same, with what `to` loses by rounding kept in
+///   `lost`, which begins at zero
 /// - `zero(exec, tensor)`
 /// - `make_map(exec, mask, map_shape, tile)`: a kept_map
 /// - optionally `forward_tile<Mask>(exec, inputs, results)`: the tile of forward calls where the
 ///   caller has not chosen one
 /// - optionally `mark(timeline, queue)`: the timeline::instant at which the queue's work is done
-/// - `forward(exec, inputs, results, mask, block_map_view, score, options)` and
-///   `backward(exec, saved, upstream, gradients, mask, block_map_view, score, options)`: attention.
-///   Forward may find `results` in the memory of `inputs::previous`.
+/// - `forward(exec, inputs, results, mask, block_map_view, score, options)` and `backward(exec,
+///   saved, upstream, gradients, mask, block_map_view, score, options)`: attention. Forward may
+///   find `results` in the memory of `inputs::previous`.
 /// - optionally `keeps_rows_open = true`: forward takes an open_rows after the options
 /// - optionally `among_others(exec)`, for calls of ranks that share a device
-/// - optionally, for one forward call a step whatever becomes of the rows:
-///   `step_tile<Mask>(exec, inputs, results)`, the tile of such calls or nothing where they cannot be
-///   had; `forward_step(…)`, as forward(), with open_tiles after the options; `state_width(v_dim)`,
-///   how long their rows of sums are; `keep(exec, bytes)`, memory for the parts of tiles
+/// - optionally, for one forward call a step whatever becomes of the rows: `step_tile<Mask>(exec,
+///   inputs, results)`, the tile of such calls or nothing where they cannot be had;
+///   `forward_step(…)`, as forward(), with open_tiles after the options; `state_width(v_dim)`, how
+///   long their rows of sums are; `keep(exec, bytes)`, memory for the parts of tiles
 /// - optionally, for backward calls that add up dq among themselves: `adds_up_dq<T>`, whether there
 ///   are any for inputs of T; `backward_step(exec, saved, upstream, dq, gradients (dk, dv, dsink),
 ///   mask, block_map_view, score, options, adds, first, last)`, all over the same queries; the last
@@ -76,13 +76,15 @@ concept attention_backend = requires(const Exec& exec, view<const float, 4> from
 };
 
 template <class Exec>
-concept compensating_backend =
-    requires(const Exec& exec, view<const float, 4> from, view<float, 4> to) {
-      backend<Exec>::add(exec, from, to, to);
-    };
+concept compensating_backend = requires(const Exec& exec, view<const float, 4> from,
+                                        view<float, 4> to) {
+  backend<Exec>::add(exec, from, to, to);
+};
 
 template <class Exec>
-concept open_backend = requires { requires backend<Exec>::keeps_rows_open; };
+concept open_backend = requires {
+  requires backend<Exec>::keeps_rows_open;
+};
 
 template <class Exec>
 concept stepping_backend = requires(const Exec& exec, std::span<const std::uint8_t> parts) {

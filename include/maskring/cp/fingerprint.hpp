@@ -44,8 +44,8 @@ std::uint64_t layout_fingerprint(const Layout& layout) {
     out.add(static_cast<std::uint64_t>(size));
     constexpr index_t samples = 8;
     for (index_t i = 0; size > 0 && i <= samples; ++i) {
-      out.add(static_cast<std::uint64_t>(
-          layout.map(rank)(static_cast<int>((size - 1) * i / samples))));
+      out.add(
+          static_cast<std::uint64_t>(layout.map(rank)(static_cast<int>((size - 1) * i / samples))));
     }
   }
   return out.value();
@@ -53,8 +53,8 @@ std::uint64_t layout_fingerprint(const Layout& layout) {
 
 namespace detail {
 
-/// Adds what one query sees: the verdicts of a descent over its keys, up to a limit, and single keys
-/// near it and spread over the sequence (all there is to ask of a mask without verdicts).
+/// Adds what one query sees: the verdicts of a descent over its keys, up to a limit, and single
+/// keys near it and spread over the sequence (all there is to ask of a mask without verdicts).
 template <mask_mod Mask>
 void add_row(fingerprint& out, const Mask& mask, int batch, int head, index_t q, index_t kv_len) {
   const auto seen = [&](index_t kv) {
@@ -78,7 +78,7 @@ void add_row(fingerprint& out, const Mask& mask, int batch, int head, index_t q,
   }
 }
 
-}  // namespace detail
+} // namespace detail
 
 /// Of what a mask shows to a sample of about a hundred queries: at both ends of the sequence, at
 /// growing distances from them, and spread between. Different masks can share a fingerprint; equal
@@ -102,4 +102,4 @@ std::uint64_t mask_fingerprint(const Mask& mask, const shape& sizes, index_t q_l
   return out.value();
 }
 
-}  // namespace maskring::cp
+} // namespace maskring::cp

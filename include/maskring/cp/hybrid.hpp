@@ -14,15 +14,17 @@ namespace maskring::cp {
 /// exchange heads (as cp::ulysses), and ranks with the same heads form a ring over the shards.
 ///
 /// ```cpp
-/// cp::hybrid driver{comm, sizes, shard::subdivided{shard::zigzag{tokens, comm.size() / 4}, 4}, mask};
+/// const shard::zigzag outer{tokens, comm.size() / 4};
+/// cp::hybrid driver{comm, sizes, shard::subdivided{outer, 4}, mask};
 /// ```
 /// Numbers of heads as cp::ulysses, for the ranks inside. Put those on one machine: all that they
-/// exchange is proportional to the queries, what goes round the ring only to what the plan lets pass.
+/// exchange is proportional to the queries, what goes round the ring only to what the plan lets
+/// pass.
 ///
 /// Method: J. Fang and S. Zhao, USP: A Unified Sequence Parallelism Approach, 2024.
 template <class Comm, class QOuter, class KvOuter, class Mask, class Score>
-class hybrid
-    : public detail::driver<Comm, shard::subdivided<QOuter>, shard::subdivided<KvOuter>, Mask, Score> {
+class hybrid : public detail::driver<Comm, shard::subdivided<QOuter>, shard::subdivided<KvOuter>,
+                                     Mask, Score> {
   using q_layout = shard::subdivided<QOuter>;
   using kv_layout = shard::subdivided<KvOuter>;
   using base = detail::driver<Comm, q_layout, kv_layout, Mask, Score>;
@@ -31,18 +33,35 @@ class hybrid
   using part_score = decltype(detail::of_heads(std::declval<Score>(), 0));
 
 public:
-  /// As cp::ring. @throws std::invalid_argument also for numbers of heads that cannot be shared out.
+  /// As cp::ring. @throws std::invalid_argument also for numbers of heads that cannot be shared
+  /// out.
   hybrid(Comm& comm, const shape& sizes, const shards<q_layout, kv_layout>& split, const Mask& mask,
          const Score& score = {}, const options& opt = {})
-      : hybrid{comm, sizes, split, mask, score, opt, [&] { return cp::plan{mask, sizes, split}; },
-               [&](const shards<QOuter, KvOuter>& outer) { return cp::plan{mask, sizes, outer}; }} {}
+      : hybrid{comm,
+               sizes,
+               split,
+               mask,
+               score,
+               opt,
+               [&] {
+                 return cp::plan{mask, sizes, split};
+               },
+               [&](const shards<QOuter, KvOuter>& outer) {
+                 return cp::plan{mask, sizes, outer};
+               }} {}
 
   /// With plans made before, of the ranks and of the ring of shards, from a mask that the host can
   /// ask.
   hybrid(Comm& comm, const cp::plan& known, const cp::plan& known_ring, const shape& sizes,
          const shards<q_layout, kv_layout>& split, const Mask& mask, const Score& score = {},
          const options& opt = {})
-      : hybrid{comm, sizes, split, mask, score, opt, [&] { return known; },
+      : hybrid{comm,
+               sizes,
+               split,
+               mask,
+               score,
+               opt,
+               [&] { return known; },
                [&](const shards<QOuter, KvOuter>&) { return known_ring; }} {}
 
   hybrid(const hybrid&) = delete; // its parts point to one another
@@ -89,9 +108,9 @@ public:
       }
     };
     // In fp32, where the ring sums them up.
-    heads_.template backward<float>(
-        exec, in, up, grad, this->options_.accumulate, attend,
-        [&] { return this->home_gradients(exec, grad.with_sink({}), home_); });
+    heads_.template backward<float>(exec, in, up, grad, this->options_.accumulate, attend, [&] {
+      return this->home_gradients(exec, grad.with_sink({}), home_);
+    });
   }
 
 private:
@@ -105,14 +124,17 @@ private:
         inner_{comm::split(comm, comm.rank() / parts(), comm.rank())},
         outer_{comm::split(comm, comm.rank() % parts(), comm.rank())},
         heads_{inner_, heads_split_, places_of(split.q), places_of(split.kv)},
-        ring_{outer_, make_ring_plan({split.q.outer(), split.kv.outer()}), heads_split_.part(),
+        ring_{outer_,
+              make_ring_plan({split.q.outer(), split.kv.outer()}),
+              heads_split_.part(),
               shards<QOuter, KvOuter>{split.q.outer(), split.kv.outer()},
-              detail::of_heads(mask, first_head()), detail::of_heads(score, first_head()),
+              detail::of_heads(mask, first_head()),
+              detail::of_heads(score, first_head()),
               without_accumulate(opt)} {}
 
   static int checked_parts(const shards<q_layout, kv_layout>& split) {
-    maskring::detail::require(split.q.parts() == split.kv.parts(), name,
-                              ": the layouts have ", split.q.parts(), " and ", split.kv.parts(),
+    maskring::detail::require(split.q.parts() == split.kv.parts(), name, ": the layouts have ",
+                              split.q.parts(), " and ", split.kv.parts(),
                               " parts, expected the same");
     return split.q.parts();
   }

@@ -13,16 +13,15 @@ struct shape {
   friend constexpr bool operator==(const shape&, const shape&) = default;
 };
 
-/// How the queries and the keys are split. One layout serves both where they are as long; otherwise,
-/// or where they are split in different ways, name two: `shards{zigzag{m, n}, contiguous{k, n}}`.
+/// How the queries and the keys are split. One layout serves both where they are as long;
+/// otherwise, or where they are split in different ways, name two: `shards{zigzag{m, n},
+/// contiguous{k, n}}`.
 template <shard::layout QLayout, shard::layout KvLayout = QLayout>
 struct shards {
   QLayout q;
   KvLayout kv;
   constexpr shards(QLayout queries, KvLayout keys) : q{queries}, kv{keys} {}
-  constexpr shards(QLayout both)
-    requires std::same_as<QLayout, KvLayout>
-      : q{both}, kv{both} {}
+  constexpr shards(QLayout both) requires std::same_as<QLayout, KvLayout> : q{both}, kv{both} {}
 };
 template <shard::layout Layout>
 shards(Layout) -> shards<Layout, Layout>;
@@ -42,4 +41,4 @@ struct interval {
   }
 };
 
-}  // namespace maskring::cp
+} // namespace maskring::cp

@@ -27,4 +27,4 @@ void sum_over_ranks(Comm& comm, std::span<T> part) {
   }
 }
 
-}  // namespace maskring::cp
+} // namespace maskring::cp

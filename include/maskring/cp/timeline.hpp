@@ -25,15 +25,17 @@ namespace maskring::cp {
 /// ring.forward(exec, in, out);
 /// record.write(file);  // Chrome's trace format
 /// ```
-/// Host work is timed by the clock, device work by events, which are read when the trace is written:
-/// that waits for the work. Not for use while a graph is captured.
+/// Host work is timed by the clock, device work by events, which are read when the trace is
+/// written: that waits for the work. Not for use while a graph is captured.
 class timeline {
 public:
   /// Microseconds since this object was made; asked for when the trace is written.
   using instant = std::function<double()>;
   enum class lane { compute, send, receive };
 
-  instant now() const { return [us = microseconds()] { return us; }; }
+  instant now() const {
+    return [us = microseconds()] { return us; };
+  }
   double microseconds() const {
     return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - begin_)
         .count();

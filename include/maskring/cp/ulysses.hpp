@@ -20,11 +20,12 @@ class ulysses : public detail::driver<Comm, QLayout, KvLayout, Mask, Score> {
   using base = detail::driver<Comm, QLayout, KvLayout, Mask, Score>;
 
 public:
-  /// As cp::ring. @throws std::invalid_argument also for numbers of heads that cannot be shared out.
+  /// As cp::ring. @throws std::invalid_argument also for numbers of heads that cannot be shared
+  /// out.
   ulysses(Comm& comm, const shape& sizes, const shards<QLayout, KvLayout>& split, const Mask& mask,
           const Score& score = {}, const options& opt = {})
-      : ulysses{comm, sizes, split, mask, score, opt,
-                [&] { return cp::plan{mask, sizes, split}; }} {}
+      : ulysses{
+            comm, sizes, split, mask, score, opt, [&] { return cp::plan{mask, sizes, split}; }} {}
   ulysses(Comm& comm, const cp::plan& known, const shape& sizes,
           const shards<QLayout, KvLayout>& split, const Mask& mask, const Score& score = {},
           const options& opt = {})
@@ -69,9 +70,9 @@ public:
                            detail::as_row(to.dsink));
       }
     };
-    heads_.template backward<G>(
-        exec, in, up, grad, this->options_.accumulate, attend,
-        [&] { return this->home_gradients(exec, grad.with_sink({}), home_); });
+    heads_.template backward<G>(exec, in, up, grad, this->options_.accumulate, attend, [&] {
+      return this->home_gradients(exec, grad.with_sink({}), home_);
+    });
   }
 
 private:

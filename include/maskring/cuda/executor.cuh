@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where and how a device call runs: stream, workspace, head dimensions known at compile time, policy.
+// Where and how a device call runs: stream, workspace, head dimensions known at compile time,
+// policy.
 #pragma once
 
 #include <maskring/cuda/workspace.cuh>
@@ -16,8 +17,9 @@ struct head_dim {
   static constexpr int v = V;
 };
 
-/// The head dimensions that a program uses, ascending. Each one named is a set of kernels to compile,
-/// per mask, score modifier and element type: naming just the ones needed keeps compile times short.
+/// The head dimensions that a program uses, ascending. Each one named is a set of kernels to
+/// compile, per mask, score modifier and element type: naming just the ones needed keeps compile
+/// times short.
 template <class... Dims>
 struct head_dim_list {};
 
@@ -33,15 +35,15 @@ using default_head_dims = head_dim_list<head_dim<64>, head_dim<128>, head_dim<25
 
 /// Which family of kernels computes a call.
 enum class kernel {
-  automatic,  ///< the fastest that can
-  portable,   ///< mma.sync, compute capability 8.0 and later
-  hopper,     ///< wgmma and tensor copies, compute capability 9.0; else std::invalid_argument
+  automatic, ///< the fastest that can
+  portable,  ///< mma.sync, compute capability 8.0 and later
+  hopper,    ///< wgmma and tensor copies, compute capability 9.0; else std::invalid_argument
 };
 
 /// How 32-bit floats are multiplied.
 enum class float_math {
-  ieee,  ///< as fp32 fused multiply-adds
-  tf32,  ///< rounded to 10 bits of mantissa, on tensor cores
+  ieee, ///< as fp32 fused multiply-adds
+  tf32, ///< rounded to 10 bits of mantissa, on tensor cores
 };
 
 struct policy {
@@ -81,7 +83,8 @@ inline executor<> on(cudaStream_t stream, workspace& scratch) { return {stream, 
 ///
 /// ```cpp
 /// cuda::workspace scratch;
-/// forward(cuda::on(stream, scratch, cuda::head_dims<128>), inputs{q, k, v}, results{out, lse}, mask);
+/// const auto exec = cuda::on(stream, scratch, cuda::head_dims<128>);
+/// forward(exec, inputs{q, k, v}, results{out, lse}, mask);
 /// ```
 template <class... Dims>
 executor<head_dim_list<Dims...>> on(cudaStream_t stream, workspace& scratch,
@@ -89,4 +92,4 @@ executor<head_dim_list<Dims...>> on(cudaStream_t stream, workspace& scratch,
   return {stream, scratch};
 }
 
-}  // namespace maskring::cuda
+} // namespace maskring::cuda

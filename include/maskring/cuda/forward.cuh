@@ -73,9 +73,8 @@ void forward(const executor<Dims>& exec, const inputs<T>& given, const results<O
   if (p.batch * p.q_heads * p.q_len == 0) return;
   // A mask that keeps everything needs no map; without one any kernel's tiles do.
   if (std::is_same_v<Mask, mask::full>) map = nullptr;
-  with_head_dim("forward", p, Dims{}, [&](auto dim) {
-    run_forward<decltype(dim)>(exec, in, out, mask, map, score, p);
-  });
+  with_head_dim("forward", p, Dims{},
+                [&](auto dim) { run_forward<decltype(dim)>(exec, in, out, mask, map, score, p); });
 }
 
 /// The tile of block maps for forward_step() of such calls; nothing where these are not to be had.
@@ -114,12 +113,12 @@ void forward_step(const executor<Dims>& exec, const inputs<T>& given, const resu
       constexpr auto shape = sm90::preferred_policy<Mask>(decltype(dim)::qk, decltype(dim)::v);
       exec.workspace().reserve(1, exec.stream());
       sm90::forward<shape, true>(in, out, mask, map, score, p, exec.workspace().counters(),
-                             exec.policy().accompanied, exec.stream(), states);
+                                 exec.policy().accompanied, exec.stream(), states);
     });
   }
 }
 
-}  // namespace cuda::detail
+} // namespace cuda::detail
 
 namespace cuda {
 
@@ -167,16 +166,16 @@ tile_shape forward_tile(const executor<Dims>& exec, const inputs<T>& in, const r
   return tile;
 }
 
-}  // namespace cuda
+} // namespace cuda
 
-/// Attention on the device under a mask whose block map is there already (cuda::make_block_map, from
-/// the same mask, with tiles as cuda::forward_tile says or multiples of 128 × 128).
+/// Attention on the device under a mask whose block map is there already (cuda::make_block_map,
+/// from the same mask, with tiles as cuda::forward_tile says or multiples of 128 × 128).
 ///
 ///   out = softmax(score(scale·q·kᵀ) where mask, else −inf)·v,   lse = log Σ exp(score)
 ///
 /// All tensors lie in device memory; elements are float, half (float16 or __half) or bfloat16
-/// (bfloat16 or __nv_bfloat16). Continues from `in.previous` where given; its tensors may be those of
-/// `out`. The work is queued on the executor's stream.
+/// (bfloat16 or __nv_bfloat16). Continues from `in.previous` where given; its tensors may be those
+/// of `out`. The work is queued on the executor's stream.
 /// @throws std::invalid_argument naming the argument that does not fit the others; cuda::error.
 template <class Dims, class T, class O, mask_mod Mask, score_mod Score = score::none>
 void forward(const cuda::executor<Dims>& exec, const inputs<T>& in, const results<O>& out,
@@ -193,4 +192,4 @@ void forward(const cuda::executor<Dims>& exec, const inputs<T>& in, const result
   cuda::detail::forward(exec, in, out, mask, nullptr, score, opt);
 }
 
-}  // namespace maskring
+} // namespace maskring

@@ -9,12 +9,12 @@
 
 namespace maskring::cuda {
 
-/// Device memory that calls borrow while their work is queued or running. It grows when a call needs
-/// more and never shrinks, so that a repeated call allocates nothing.
+/// Device memory that calls borrow while their work is queued or running. It grows when a call
+/// needs more and never shrinks, so that a repeated call allocates nothing.
 ///
 /// One workspace serves one stream at a time: calls on the same stream may share it, calls that may
-/// overlap need one each. Memory is allocated and freed in the order of the stream, so the workspace
-/// must go before the stream does.
+/// overlap need one each. Memory is allocated and freed in the order of the stream, so the
+/// workspace must go before the stream does.
 class workspace {
 public:
   workspace() = default;
@@ -53,4 +53,4 @@ private:
   detail::device_buffer memory_;
 };
 
-}  // namespace maskring::cuda
+} // namespace maskring::cuda

@@ -61,9 +61,8 @@ struct rewritten_score {
 
   /// What learns sees global indices too; the ranks' gradients add up to the whole.
   template <class T>
-  constexpr void add_gradient(T dscore, T s, int batch, int head, int q, int kv) const
-    requires learnable_score<Score>
-  {
+  constexpr void add_gradient(T dscore, T s, int batch, int head, int q,
+                              int kv) const requires learnable_score<Score> {
     score.add_gradient(dscore, s, batch, head, q_map(q), kv_map(kv));
   }
 

@@ -16,9 +16,9 @@ struct from_position {
   friend constexpr bool operator==(const from_position&, const from_position&) = default;
 };
 
-/// Each shard of another layout, cut in `parts` consecutive pieces of n = ⌈size / parts⌉ tokens (the
-/// last ones can be shorter, or empty). Rank r holds piece r mod parts of shard r / parts: the pieces
-/// of one shard belong to neighbouring ranks.
+/// Each shard of another layout, cut in `parts` consecutive pieces of n = ⌈size / parts⌉ tokens
+/// (the last ones can be shorter, or empty). Rank r holds piece r mod parts of shard r / parts: the
+/// pieces of one shard belong to neighbouring ranks.
 template <class Layout>
 class subdivided {
 public:

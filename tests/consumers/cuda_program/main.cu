@@ -4,7 +4,7 @@
 
 #include <cstdio>
 
-bool sees(maskring::verdict expected, const maskring::tile& where);  // other.cu
+bool sees(maskring::verdict expected, const maskring::tile& where); // other.cu
 
 template <class Mask>
 __global__ void kept_of_first_keys(Mask mask, int queries, int* kept) {

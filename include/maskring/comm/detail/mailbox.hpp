@@ -86,4 +86,4 @@ private:
   std::atomic<std::uint64_t> written_{0}, read_{0};
 };
 
-}  // namespace maskring::comm::detail
+} // namespace maskring::comm::detail

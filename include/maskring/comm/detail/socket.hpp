@@ -45,8 +45,8 @@ private:
 /// False if nothing happened before the deadline.
 inline bool wait_for(const socket_handle& s, short events, deadline until) {
   for (;;) {
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(
-        until - std::chrono::steady_clock::now());
+    const auto left =
+        std::chrono::ceil<std::chrono::milliseconds>(until - std::chrono::steady_clock::now());
     pollfd what{s.get(), events, 0};
     const int ready = ::poll(&what, 1, static_cast<int>(std::max<long long>(left.count(), 0)));
     if (ready > 0) return true;
@@ -110,7 +110,8 @@ inline socket_handle listen_at(const std::string& host, int port) {
   const bool local = address_list{host, port}.loopback();
   for (const char* any : {local ? "::1" : "::", local ? "127.0.0.1" : "0.0.0.0"}) {
     // A name of IPv4's loopback is only reached over IPv4.
-    if (local && std::string{any} == "::1" && address_list{host, port}.first->ai_family == AF_INET) {
+    if (local && std::string{any} == "::1" &&
+        address_list{host, port}.first->ai_family == AF_INET) {
       continue;
     }
     const address_list here{any, port};
@@ -132,8 +133,8 @@ inline socket_handle listen_at(const std::string& host, int port) {
   return {};
 }
 
-/// Whether a connection leads back to its own socket: one to a port that nobody listens at does, where
-/// the system happens to give it that port for its own end.
+/// Whether a connection leads back to its own socket: one to a port that nobody listens at does,
+/// where the system happens to give it that port for its own end.
 inline bool leads_to_itself(const socket_handle& s) {
   sockaddr_storage here{}, there{};
   socklen_t here_size = sizeof(here), there_size = sizeof(there);

@@ -36,7 +36,8 @@ public:
       : std::runtime_error{"maskring: rank " + std::to_string(rank) + " of " +
                            std::to_string(size) + ": " + operation + " did not end within " +
                            std::to_string(limit.count()) + " ms: a peer is dead or stuck"},
-        operation_{operation}, limit_{limit} {}
+        operation_{operation},
+        limit_{limit} {}
   const std::string& operation() const { return operation_; }
   std::chrono::milliseconds limit() const { return limit_; }
 

@@ -35,8 +35,9 @@ public:
   using clock = std::chrono::steady_clock;
 
   nccl_family(int rank, int size, std::chrono::milliseconds limit)
-      : device_{current_device()}, rank_{rank}, size_{size}, limit_{limit},
-        watcher_{[this] { watch(); }} {}
+      : device_{current_device()}, rank_{rank}, size_{size}, limit_{limit}, watcher_{[this] {
+          watch();
+        }} {}
   nccl_family(const nccl_family&) = delete;
   ~nccl_family() {
     {
@@ -86,9 +87,9 @@ public:
     settle(comm, operation, status);
   }
 
-  /// Waits until what a call has begun on `comm` has ended. Some calls (ncclCommSplit) return success
-  /// while it is in progress, and the communicator must not be used until it says itself that it is
-  /// ready.
+  /// Waits until what a call has begun on `comm` has ended. Some calls (ncclCommSplit) return
+  /// success while it is in progress, and the communicator must not be used until it says itself
+  /// that it is ready.
   void settle(ncclComm_t comm, const std::string& operation, ncclResult_t status) {
     const clock::time_point begin = clock::now();
     if (status == ncclSuccess) status = ncclInProgress;

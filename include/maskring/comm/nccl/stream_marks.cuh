@@ -12,8 +12,8 @@
 
 namespace maskring::comm::detail {
 
-/// The driver's write of a number to memory, in the order of a stream, through the runtime: programs
-/// need not link the driver library.
+/// The driver's write of a number to memory, in the order of a stream, through the runtime:
+/// programs need not link the driver library.
 inline decltype(&cuStreamWriteValue32) stream_writer() {
   static const auto writer = [] {
     void* entry = nullptr;
@@ -31,8 +31,8 @@ inline decltype(&cuStreamWriteValue32) stream_writer() {
 
 /// Numbers of host memory that streams set as they come along.
 ///
-/// Asking for an event is a call of CUDA, which may wait for the lock that another thread holds while
-/// it waits for room in a stream that is stuck; who is to end such a state must not ask.
+/// Asking for an event is a call of CUDA, which may wait for the lock that another thread holds
+/// while it waits for room in a stream that is stuck; who is to end such a state must not ask.
 class stream_marks {
 public:
   using mark = std::uint32_t*;
@@ -58,14 +58,12 @@ public:
 
   /// Lets the stream set the mark once it has come to this point.
   static void set(cudaStream_t stream, mark m, std::uint32_t value) {
-    const CUresult status =
-        stream_writer()(stream, reinterpret_cast<CUdeviceptr>(m), value, CU_STREAM_WRITE_VALUE_DEFAULT);
+    const CUresult status = stream_writer()(stream, reinterpret_cast<CUdeviceptr>(m), value,
+                                            CU_STREAM_WRITE_VALUE_DEFAULT);
     // The runtime's errors have the driver's numbers.
     require_cuda(static_cast<cudaError_t>(status), "cuStreamWriteValue32");
   }
-  static std::uint32_t read(mark m) {
-    return std::atomic_ref{*m}.load(std::memory_order_acquire);
-  }
+  static std::uint32_t read(mark m) { return std::atomic_ref{*m}.load(std::memory_order_acquire); }
 
 private:
   owned<void*, &cudaFreeHost> memory_;

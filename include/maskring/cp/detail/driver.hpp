@@ -56,8 +56,8 @@ inline view<float, 4> as_row(const view<float, 1>& tensor) {
   return {tensor.data, {1, 1, 1, tensor.extent(0)}, {0, 0, 0, tensor.stride(0)}};
 }
 
-/// Memory of a rank's own gradients: fp32 sums where they are handed out in a shorter type, and what
-/// the sums of the ranks' shares lose by rounding.
+/// Memory of a rank's own gradients: fp32 sums where they are handed out in a shorter type, and
+/// what the sums of the ranks' shares lose by rounding.
 template <class Comm>
 struct home_memory {
   kept_buffer<Comm> dq, dk, dv, dk_lost, dv_lost;
@@ -76,8 +76,8 @@ struct share_sums {
   view<float, 4> dk, dv, dk_lost, dv_lost;
 };
 
-/// Gives word of what this rank has queued up to here to the ranks that `tells` names, and lets what
-/// it queues from now on wait for the same of those that `hears` names.
+/// Gives word of what this rank has queued up to here to the ranks that `tells` names, and lets
+/// what it queues from now on wait for the same of those that `hears` names.
 template <class Exec, class Comm, class Tells, class Hears>
 void exchange_word(const Exec& exec, Comm& comm, Tells tells, Hears hears) {
   constexpr std::byte* nothing = nullptr;
@@ -111,7 +111,12 @@ protected:
   driver(const char* call, Comm& comm, const cp::shape& sizes,
          const shards<QLayout, KvLayout>& split, const Mask& mask, const Score& score,
          const options& opt, MakePlan make_plan)
-      : comm_{&comm}, sizes_{sizes}, split_{split}, mask_{mask}, score_{score}, options_{opt},
+      : comm_{&comm},
+        sizes_{sizes},
+        split_{split},
+        mask_{mask},
+        score_{score},
+        options_{opt},
         plan_{(require_sizes(call, comm, sizes, split, opt), make_plan())} {
     for (int rank = 0; rank < ranks(); ++rank) {
       maskring::detail::require(plan_.ranks() == ranks() &&
@@ -125,9 +130,10 @@ protected:
 
   template <class Exec>
   static constexpr void require_backend() {
-    static_assert(attention_backend<Exec>,
-                  "maskring: there is no cp::backend for this execution context; include the header "
-                  "that defines it (maskring/cp/host.hpp for the host)");
+    static_assert(
+        attention_backend<Exec>,
+        "maskring: there is no cp::backend for this execution context; include the header "
+        "that defines it (maskring/cp/host.hpp for the host)");
     static_assert(comm::point_to_point<Comm, queue_of<Exec>>,
                   "maskring: this communicator cannot move the memory of this execution context");
   }
@@ -262,7 +268,7 @@ protected:
   Score score_;
   options options_;
   cp::plan plan_;
-  std::vector<comm::transfer> group_;  // kept for its memory
+  std::vector<comm::transfer> group_; // kept for its memory
   recorder recorder_;
 
 private:
@@ -296,10 +302,10 @@ private:
     at_least(0, "kv_heads", sizes.kv_heads);
     at_least(1, "qk_dim", sizes.qk_dim);
     at_least(1, "v_dim", sizes.v_dim);
-    maskring::detail::require(
-        sizes.q_heads == 0 || (sizes.kv_heads > 0 && sizes.q_heads % sizes.kv_heads == 0), call,
-        ": q_heads is ", sizes.q_heads, ", expected a multiple of kv_heads, which is ",
-        sizes.kv_heads);
+    maskring::detail::require(sizes.q_heads == 0 ||
+                                  (sizes.kv_heads > 0 && sizes.q_heads % sizes.kv_heads == 0),
+                              call, ": q_heads is ", sizes.q_heads,
+                              ", expected a multiple of kv_heads, which is ", sizes.kv_heads);
     maskring::detail::require(split.q.ranks() == comm.size(), call, ": the layout is for ",
                               split.q.ranks(), " ranks, expected the communicator's ", comm.size());
     maskring::detail::require(split.kv.ranks() == comm.size(), call, ": the key layout is for ",
@@ -310,4 +316,4 @@ private:
   std::size_t element_bytes_ = 0;
 };
 
-}  // namespace maskring::cp::detail
+} // namespace maskring::cp::detail

@@ -8,8 +8,8 @@
 
 namespace maskring::cp::detail {
 
-/// Global positions that lie one behind the other in memory: an interval, or two of them. Two chunks
-/// of a zigzag layout under a window need no memory for what lies between.
+/// Global positions that lie one behind the other in memory: an interval, or two of them. Two
+/// chunks of a zigzag layout under a window need no memory for what lies between.
 class gathered_keys {
 public:
   gathered_keys() = default;

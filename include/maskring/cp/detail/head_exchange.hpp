@@ -55,8 +55,8 @@ public:
     group_.clear();
   }
 
-  /// Rank p gets heads `heads(p)` of `local` [b, all heads, own tokens, dim]; `whole` [b, own heads,
-  /// all tokens, dim] is put together from what arrives.
+  /// Rank p gets heads `heads(p)` of `local` [b, all heads, own tokens, dim]; `whole` [b, own
+  /// heads, all tokens, dim] is put together from what arrives.
   template <class T, class Heads>
   void to_heads(exchange_memory<Comm>& memory, const view<const T, 4>& local,
                 const view<T, 4>& whole, Heads heads, const places& where) {
@@ -80,17 +80,17 @@ public:
     });
   }
 
-  /// The reverse: from `whole` [b, own heads, all tokens, dim] to `local` [b, all heads, own tokens,
-  /// dim], which travels in the type of `local`. With `add` it is added, and of heads that several
-  /// ranks have the sum arrives.
+  /// The reverse: from `whole` [b, own heads, all tokens, dim] to `local` [b, all heads, own
+  /// tokens, dim], which travels in the type of `local`. With `add` it is added, and of heads that
+  /// several ranks have the sum arrives.
   template <class S, class T, class Heads>
   void to_sequence(exchange_memory<Comm>& memory, const view<const S, 4>& whole,
                    const view<T, 4>& local, Heads heads, const places& where, bool add = false) {
     const index_t width = local.extent(0) * local.extent(3);
     const index_t own_heads = whole.extent(1);
     T* leaving = memory.leaving.template at_least<T>(comm_, width * where.length * own_heads);
-    T* arriving = memory.arriving.template at_least<T>(
-        comm_, width * local.extent(2) * own_heads * (comm_.size() - 1));
+    T* arriving = memory.arriving.template at_least<T>(comm_, width * local.extent(2) * own_heads *
+                                                                  (comm_.size() - 1));
     const auto put = [=, this](const view<const T, 4>& block, int from) {
       const interval theirs = heads(from);
       const view<T, 4> place = local.slice(1, theirs.lo, theirs.size());
@@ -100,8 +100,8 @@ public:
       machine::copy(exec_, block, place);
     };
     for_peers([&](int to, int from) {
-      const view<T, 4> out = take<T>(
-          {local.extent(0), own_heads, where.count(to), local.extent(3)}, leaving);
+      const view<T, 4> out =
+          take<T>({local.extent(0), own_heads, where.count(to), local.extent(3)}, leaving);
       collect(whole, out, where, to);
       group_.push_back(comm::send(to, out.data, out.size()));
       const interval theirs = heads(from);
@@ -110,8 +110,8 @@ public:
       after_.push_back([=] { put(block, from); });
     });
     // Packed first, so that the own part is rounded and added like any other.
-    const view<T, 4> own = take<T>(
-        {local.extent(0), own_heads, where.count(comm_.rank()), local.extent(3)}, leaving);
+    const view<T, 4> own =
+        take<T>({local.extent(0), own_heads, where.count(comm_.rank()), local.extent(3)}, leaving);
     meanwhile_.push_back([=, this, &where] {
       collect(whole, own, where, comm_.rank());
       put(own, comm_.rank());

@@ -34,9 +34,8 @@ struct score_of_heads {
     return score(s, batch, head + first, q, kv);
   }
   template <class T>
-  constexpr void add_gradient(T dscore, T s, int batch, int head, int q, int kv) const
-    requires learnable_score<Score>
-  {
+  constexpr void add_gradient(T dscore, T s, int batch, int head, int q,
+                              int kv) const requires learnable_score<Score> {
     score.add_gradient(dscore, s, batch, head + first, q, kv);
   }
   friend constexpr bool operator==(const score_of_heads&, const score_of_heads&) = default;
@@ -62,11 +61,10 @@ public:
     maskring::detail::require(sizes.q_heads % ranks == 0, call, ": q_heads is ", sizes.q_heads,
                               ", expected a multiple of the ", ranks,
                               " ranks that share the heads");
-    maskring::detail::require(sizes.kv_heads % ranks == 0 ||
-                                  (sizes.kv_heads > 0 && ranks % sizes.kv_heads == 0),
-                              call, ": kv_heads is ", sizes.kv_heads,
-                              ", expected a multiple or a divisor of the ", ranks,
-                              " ranks that share the heads");
+    maskring::detail::require(
+        sizes.kv_heads % ranks == 0 || (sizes.kv_heads > 0 && ranks % sizes.kv_heads == 0), call,
+        ": kv_heads is ", sizes.kv_heads, ", expected a multiple or a divisor of the ", ranks,
+        " ranks that share the heads");
   }
 
   int ranks() const { return ranks_; }

@@ -6,8 +6,8 @@
 
 namespace maskring::cp::detail {
 
-/// The block maps of one piece of work: of its forward and its backward call, one and the same unless
-/// the backend's kernels want different tiles.
+/// The block maps of one piece of work: of its forward and its backward call, one and the same
+/// unless the backend's kernels want different tiles.
 class kept_maps {
 public:
   /// For a forward call with these tensors. A tile that the caller did not choose is the backend's

@@ -39,9 +39,9 @@ __global__ void move_kernel(const view<const A, 4> from, const view<B, 4> to, co
     B* target = to.data + b * to.strides[0] + h * to.strides[1];
     for (index_t i = index_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += stride) {
       // 64-bit divisions are slow and rarely needed.
-      const index_t row = count <= 0xffffffff ? static_cast<std::uint32_t>(i) /
-                                                    static_cast<std::uint32_t>(per_row)
-                                              : i / per_row;
+      const index_t row = count <= 0xffffffff
+                              ? static_cast<std::uint32_t>(i) / static_cast<std::uint32_t>(per_row)
+                              : i / per_row;
       const index_t d = (i - row * per_row) * Width;
       const auto in = *reinterpret_cast<const pack<A, Width>*>(source + row * from.strides[2] + d);
       auto* place = reinterpret_cast<pack<B, Width>*>(target + row * to.strides[2] + d);
@@ -55,8 +55,9 @@ __global__ void move_kernel(const view<const A, 4> from, const view<B, 4> to, co
 template <class T>
 bool lies_aligned(const view<T, 4>& tensor, int width) {
   const auto bytes = static_cast<index_t>(sizeof(T)) * width;
-  bool fits = reinterpret_cast<std::uintptr_t>(tensor.data) % static_cast<std::uintptr_t>(bytes) == 0 &&
-              tensor.extent(3) % width == 0;
+  bool fits =
+      reinterpret_cast<std::uintptr_t>(tensor.data) % static_cast<std::uintptr_t>(bytes) == 0 &&
+      tensor.extent(3) % width == 0;
   for (int d = 0; d < 3; ++d) {
     fits = fits && (tensor.extent(d) <= 1 ||
                     tensor.stride(d) * static_cast<index_t>(sizeof(T)) % bytes == 0);
@@ -108,10 +109,10 @@ void fill_zero(const view<T, 4>& to, cudaStream_t stream) {
   for (index_t b = 0; b < to.extent(0); ++b) {
     for (index_t h = 0; h < to.extent(1); ++h) {
       // A row may be as long as its stride, but not overlap the next.
-      cuda::detail::require_cuda(
-          cudaMemset2DAsync(to.data + to.offset(b, h, 0, 0), bytes(to.stride(2)), 0,
-                            bytes(to.extent(3)), static_cast<std::size_t>(to.extent(2)), stream),
-          "cudaMemset2DAsync");
+      cuda::detail::require_cuda(cudaMemset2DAsync(to.data + to.offset(b, h, 0, 0),
+                                                   bytes(to.stride(2)), 0, bytes(to.extent(3)),
+                                                   static_cast<std::size_t>(to.extent(2)), stream),
+                                 "cudaMemset2DAsync");
     }
   }
 }

@@ -44,8 +44,8 @@ public:
     exchange.run("results to shards");
   }
 
-  /// `attend(saved, upstream, gradients)` writes the gradients of this rank's heads: in `Whole`, but in
-  /// fp32 where they are summed on arrival. They travel in the type of `grad`, or in fp32.
+  /// `attend(saved, upstream, gradients)` writes the gradients of this rank's heads: in `Whole`,
+  /// but in fp32 where they are summed on arrival. They travel in the type of `grad`, or in fp32.
   /// @param home fp32 sums of `grad`, called where they are needed.
   template <class Whole, class Exec, class T, class O, class D, class G, class Attend, class Home>
   void backward(const Exec& exec, const saved<T, O>& in, const upstream<D>& up,
@@ -115,7 +115,8 @@ private:
     const view<T, 4> q = query_tensor<T>(q_, in.q, in.q.extent(3));
     const view<T, 4> k = key_tensor<T>(k_, in.k, in.k.extent(3));
     const view<T, 4> v = key_tensor<T>(v_, in.k, in.v.extent(3));
-    head_exchange<Comm, std::remove_cvref_t<decltype(exec)>> exchange{*comm_, exec, group_, recorder_};
+    head_exchange<Comm, std::remove_cvref_t<decltype(exec)>> exchange{*comm_, exec, group_,
+                                                                      recorder_};
     exchange.to_heads(slots_[0], in.q, q, queries_of(), queries_);
     exchange.to_heads(slots_[1], in.k, k, keys_of(), keys_);
     exchange.to_heads(slots_[2], in.v, v, keys_of(), keys_);

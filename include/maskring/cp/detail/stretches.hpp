@@ -36,4 +36,4 @@ std::vector<stretch> stretches_of(const Map& map, const interval& part) {
   return out;
 }
 
-}  // namespace maskring::cp::detail
+} // namespace maskring::cp::detail

@@ -54,8 +54,8 @@ void launch(void (*kernel)(Arguments), const char* name, index_t blocks, int thr
 template <class T>
 bool has_vectors(const view<T, 4>& tensor) {
   constexpr index_t chunk = 16 / sizeof(T);
-  bool fits = reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0 &&
-              tensor.extents[3] % chunk == 0;
+  bool fits =
+      reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0 && tensor.extents[3] % chunk == 0;
   for (int d = 0; d < 3; ++d) {
     fits = fits && (tensor.extents[d] == 1 || tensor.strides[d] % chunk == 0);
   }
@@ -86,14 +86,13 @@ auto as_element(const view<T, Rank>& tensor) {
 
 /// @throws std::invalid_argument unless the map was made for this problem.
 inline void check_map(const char* call, const block_map_view& map, const problem& p) {
-  maskring::detail::require(
-      map.q_len == p.q_len && map.kv_len == p.kv_len, call, ": the block map is for ", map.q_len,
-      " queries and ", map.kv_len, " keys, expected ", p.q_len, " and ", p.kv_len);
+  maskring::detail::require(map.q_len == p.q_len && map.kv_len == p.kv_len, call,
+                            ": the block map is for ", map.q_len, " queries and ", map.kv_len,
+                            " keys, expected ", p.q_len, " and ", p.kv_len);
   maskring::detail::require(map.batch == 1 || map.batch == p.batch, call, ": the block map has ",
                             map.batch, " batch entries, expected 1 or ", p.batch);
-  maskring::detail::require(map.heads == 1 || map.heads == p.q_heads, call,
-                            ": the block map has ", map.heads, " heads, expected 1 or ",
-                            p.q_heads);
+  maskring::detail::require(map.heads == 1 || map.heads == p.q_heads, call, ": the block map has ",
+                            map.heads, " heads, expected 1 or ", p.q_heads);
 }
 
 /// @throws std::invalid_argument unless the map's tiles are whole numbers of the kernel's.
@@ -103,4 +102,4 @@ inline void check_tiles(const char* call, const block_map_view& map, tile_shape 
                             ", expected multiples of ", kernel.q, " x ", kernel.kv);
 }
 
-}  // namespace maskring::cuda::detail
+} // namespace maskring::cuda::detail

@@ -17,14 +17,15 @@ namespace maskring::cuda::detail {
 template <class... Dims, class Run>
 void with_head_dim(const char* call, const problem& p, head_dim_list<Dims...>, Run&& run) {
   static_assert(sizeof...(Dims) > 0, "maskring: name at least one head dimension");
-  const bool found = ((p.qk_dim <= Dims::qk && p.v_dim <= Dims::v ? (run(Dims{}), true) : false) || ...);
-  maskring::detail::require(found, call, ": head dimensions are ", p.qk_dim, " (q, k) and ", p.v_dim,
-                            " (v), expected at most ", std::max({Dims::qk...}), " and ",
+  const bool found =
+      ((p.qk_dim <= Dims::qk && p.v_dim <= Dims::v ? (run(Dims{}), true) : false) || ...);
+  maskring::detail::require(found, call, ": head dimensions are ", p.qk_dim, " (q, k) and ",
+                            p.v_dim, " (v), expected at most ", std::max({Dims::qk...}), " and ",
                             std::max({Dims::v...}), " (cuda::head_dims names more)");
 }
 
-/// Calls `run` with the block map of a mask, in device memory until the queued work is done; without
-/// one for a mask that keeps everything.
+/// Calls `run` with the block map of a mask, in device memory until the queued work is done;
+/// without one for a mask that keeps everything.
 template <class Executor, class Mask, class Run>
 void with_block_map(const char* call, const Executor& exec, const Mask& mask, const problem& p,
                     tile_shape tile, Run&& run) {
@@ -45,4 +46,4 @@ void with_block_map(const char* call, const Executor& exec, const Mask& mask, co
   }
 }
 
-}  // namespace maskring::cuda::detail
+} // namespace maskring::cuda::detail

@@ -41,8 +41,8 @@ public:
   }
 
 private:
-  // Without acquire: what follows are additions in the L2 cache, where the predecessor's already are,
-  // and nothing is read.
+  // Without acquire: what follows are additions in the L2 cache, where the predecessor's already
+  // are, and nothing is read.
   static __device__ int read(const int* counter) {
     int value;
     asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
@@ -54,7 +54,7 @@ private:
     if (map.rows.offsets == nullptr || kv_tile % per_tile != 0) return kv_tile - 1;
     const int tile = kv_tile / per_tile;
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    int before = -1;  // in tiles of the map
+    int before = -1; // in tiles of the map
     for (int at = first_;;) {
       // Each lane looks at one run: the last that begins before this tile holds the predecessor.
       const bool begins_before = at + lane < end_ && run_.first < tile;
@@ -71,7 +71,7 @@ private:
 
   int first_ = 0, end_ = 0;
   tile_run run_;
-  int seen_ = 0;  ///< of the counter
+  int seen_ = 0; ///< of the counter
 };
 
-}  // namespace maskring::cuda::detail
+} // namespace maskring::cuda::detail

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Partial tiles, looked at more closely: the descent on verdicts goes on in blocks of 16 queries and
-// 16 keys, and elements are evaluated only in blocks that are partial themselves.
+// Partial tiles, looked at more closely: the descent on verdicts goes on in blocks of 16 queries
+// and 16 keys, and elements are evaluated only in blocks that are partial themselves.
 #pragma once
 
 #include <maskring/cuda/detail/fragment.cuh>
@@ -24,8 +24,8 @@ __device__ verdict block_verdict(const Arguments& args, int batch, int head, int
   return inside == verdict::all && kv + 16 > args.kv_len ? verdict::some : inside;
 }
 
-/// Which of a lane's 8 elements of a block of 16 × 16 are kept, as bits; `at` is the first. What lies
-/// past the ends is hidden.
+/// Which of a lane's 8 elements of a block of 16 × 16 are kept, as bits; `at` is the first. What
+/// lies past the ends is hidden.
 template <class Arguments>
 __device__ std::uint32_t kept_elements(const Arguments& args, score_origin at) {
   std::uint32_t bits = 0;
@@ -60,7 +60,7 @@ __device__ void add_elements(const Arguments& args, std::uint32_t some, score_or
 /// Which of a thread's scores of 16 rows and `Columns` keys are kept.
 template <int Columns>
 class kept_scores {
-  static constexpr int blocks = Columns / 16;  // of 8 of the thread's scores each
+  static constexpr int blocks = Columns / 16; // of 8 of the thread's scores each
   static constexpr int words = (blocks + 3) / 4;
 
 public:
@@ -88,8 +88,8 @@ public:
   }
 
 private:
-  std::uint32_t all_;          ///< blocks that are all kept
-  std::uint32_t kept_[words];  ///< bit i: score i
+  std::uint32_t all_;         ///< blocks that are all kept
+  std::uint32_t kept_[words]; ///< bit i: score i
 };
 
-}  // namespace maskring::cuda::detail
+} // namespace maskring::cuda::detail

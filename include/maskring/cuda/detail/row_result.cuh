@@ -11,9 +11,9 @@ namespace maskring::cuda::detail {
 /// Where the rows of a forward call end up, and what joins them there.
 struct row_target {
   row_store out;
-  view<float, 3> lse;         ///< null: not wanted
-  carried previous;           ///< null: nothing carried
-  view<const float, 1> sink;  ///< null: none
+  view<float, 3> lse;        ///< null: not wanted
+  carried previous;          ///< null: nothing carried
+  view<const float, 1> sink; ///< null: none
 };
 
 /// The factors that turn a row's sums, and the carried output, into shares of the result.
@@ -32,8 +32,8 @@ struct row_shares {
   }
 };
 
-/// Eight rows of a warp's results on their way out, in shared memory: a loop can walk through memory,
-/// not through registers, and code that runs once a block costs its fetching.
+/// Eight rows of a warp's results on their way out, in shared memory: a loop can walk through
+/// memory, not through registers, and code that runs once a block costs its fetching.
 template <int Columns>
 class staged_rows {
   static constexpr int chunks = Columns / 8;
@@ -114,4 +114,4 @@ private:
   float* memory_;
 };
 
-}  // namespace maskring::cuda::detail
+} // namespace maskring::cuda::detail

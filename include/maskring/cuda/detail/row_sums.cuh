@@ -17,7 +17,7 @@ template <class T>
 __device__ inline void load_eight(float (&value)[8], const T* row, int column, int dim,
                                   bool vectors) {
   if (vectors) {
-    constexpr int words = sizeof(T) * 2;  // of 4 bytes
+    constexpr int words = sizeof(T) * 2; // of 4 bytes
     std::uint32_t word[words];
 #pragma unroll
     for (int i = 0; i < words; i += 4) {
@@ -48,7 +48,7 @@ template <class T, class O>
 struct row_sums_arguments {
   view<const T, 4> dout;
   view<const O, 4> out;
-  view<const float, 3> lse, dlse;  ///< dlse null: zero
+  view<const float, 3> lse, dlse; ///< dlse null: zero
   float* lse2;
   float* delta;
   int heads, q_len, padded;
@@ -104,7 +104,8 @@ struct sink_arguments {
 };
 
 template <int Threads>
-__global__ void __launch_bounds__(Threads) sink_kernel(const __grid_constant__ sink_arguments args) {
+__global__ void __launch_bounds__(Threads)
+    sink_kernel(const __grid_constant__ sink_arguments args) {
   const int h = static_cast<int>(blockIdx.x);
   const float logit = args.sink(h) * log2_e;
   float sum = 0;
@@ -135,4 +136,4 @@ void sum_rows(const view<const T, 4>& dout, const view<const O, 4>& out,
           static_cast<int>(out.extents[2]), padded, rows, vectors});
 }
 
-}  // namespace maskring::cuda::detail
+} // namespace maskring::cuda::detail

@@ -23,13 +23,18 @@ struct row_store {
   index_t strides[3] = {};
   int length = 0, dim = 0;
   bool is_float = false;
-  bool vectors = false;     ///< rows begin at multiples of 16 bytes and hold whole chunks of these
-  bool accumulate = false;  ///< add to the floats that are there
+  bool vectors = false;    ///< rows begin at multiples of 16 bytes and hold whole chunks of these
+  bool accumulate = false; ///< add to the floats that are there
 
   template <class T>
   static row_store of(const view<T, 4>& tensor, bool accumulate = false) {
-    row_store out{tensor.data, {}, static_cast<int>(tensor.extents[2]),
-                  static_cast<int>(tensor.extents[3]), std::is_same_v<T, float>, false, accumulate};
+    row_store out{tensor.data,
+                  {},
+                  static_cast<int>(tensor.extents[2]),
+                  static_cast<int>(tensor.extents[3]),
+                  std::is_same_v<T, float>,
+                  false,
+                  accumulate};
     constexpr index_t chunk = 16 / sizeof(T);
     out.vectors = reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0 && out.dim % chunk == 0;
     for (int d = 0; d < 3; ++d) {
@@ -71,15 +76,15 @@ __device__ inline void exchange_in_quad(std::uint32_t (&word)[4]) {
 }
 
 /// Stores columns first + (0 … 31) of row `row`, rounded to T, in pieces of 16 bytes: this lane's
-/// `value[2i]`, `value[2i + 1]` are columns 8i + 2(lane % 4), +1 of them. Rows past the end are left
-/// out. Called by whole warps.
+/// `value[2i]`, `value[2i + 1]` are columns 8i + 2(lane % 4), +1 of them. Rows past the end are
+/// left out. Called by whole warps.
 template <class T>
 __device__ inline void store_quad_vectors(const row_store& to, int b, int h, int row, int first,
                                           const float (&value)[8]) {
   std::uint32_t word[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) word[i] = ptx::pack<T>(value[2 * i], value[2 * i + 1]);
-  exchange_in_quad(word);  // now lane c holds columns 8c … 8c + 7
+  exchange_in_quad(word); // now lane c holds columns 8c … 8c + 7
   const int column = first + 8 * (static_cast<int>(threadIdx.x) % 4);
   if (row >= to.length || column >= to.dim) return;
   const index_t start = b * to.strides[0] + h * to.strides[1] + row * to.strides[2];
@@ -168,4 +173,4 @@ __device__ inline void store_chunk(const row_store& to, int b, int h, int row, i
   }
 }
 
-}  // namespace maskring::cuda::detail
+} // namespace maskring::cuda::detail

@@ -16,7 +16,7 @@ public:
   /// `rows` must outlive the walk: a kernel's argument costs no registers.
   __device__ tile_walk(const tile_rows& rows, index_t row, int per_tile, int tiles)
       : rows_{rows}, per_tile_{per_tile}, tiles_{tiles} {
-    if (rows.offsets == nullptr) {  // no map: one full run
+    if (rows.offsets == nullptr) { // no map: one full run
       left_ = tiles;
       tile_ = D == direction::up ? 0 : tiles - 1;
     } else {
@@ -48,10 +48,10 @@ private:
 
   const tile_rows& rows_;
   int per_tile_, tiles_;
-  int run_ = 0, end_ = 0;  ///< the runs not yet opened
+  int run_ = 0, end_ = 0; ///< the runs not yet opened
   int tile_ = 0;
-  int left_ = 0;  ///< tiles left in the open run, this one too
+  int left_ = 0; ///< tiles left in the open run, this one too
   bool partial_ = false;
 };
 
-}  // namespace maskring::cuda::detail
+} // namespace maskring::cuda::detail

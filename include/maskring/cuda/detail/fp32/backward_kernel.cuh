@@ -34,7 +34,7 @@ struct backward_arguments {
   static constexpr backward_policy policy = P;
   static constexpr bool has_score = !std::is_same_v<Score, maskring::score::none>;
   view<const float, 4> q, k, v, dout;
-  view<float, 4> dq;  ///< cleared, or to be added to
+  view<float, 4> dq; ///< cleared, or to be added to
   row_store dk, dv;
   block_map_view map;
   Mask mask;
@@ -105,8 +105,7 @@ __global__ void __launch_bounds__(block_threads)
         if constexpr (Arguments::has_score) {
           if (visible) s = args.score(s, b, h, query, kv);
         }
-        const float weight =
-            visible ? exp2f(s.value * log2_e - args.lse2[row]) : 0.0f;
+        const float weight = visible ? exp2f(s.value * log2_e - args.lse2[row]) : 0.0f;
         const float dscore = weight * (ds[i * score_stride + j] - args.delta[row]);
         if (weight > 0) learn(args.score, dscore, product * args.scale, b, h, query, kv);
         p[i * score_stride + j] = weight;
@@ -155,4 +154,4 @@ __global__ void __launch_bounds__(Threads) clear_kernel(const __grid_constant__ 
   }
 }
 
-}  // namespace maskring::cuda::detail::fp32
+} // namespace maskring::cuda::detail::fp32

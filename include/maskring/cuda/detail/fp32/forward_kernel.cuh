@@ -38,7 +38,7 @@ struct forward_arguments {
   static constexpr bool has_score = !std::is_same_v<Score, maskring::score::none>;
   view<const float, 4> q, k, v;
   row_target target;
-  block_map_view map;  ///< rows.offsets null: every pair is visible
+  block_map_view map; ///< rows.offsets null: every pair is visible
   Mask mask;
   Score score;
   float scale;
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(block_threads)
     forward_kernel(const __grid_constant__ Arguments args) {
   constexpr forward_policy P = Arguments::policy;
   constexpr float infinity = std::numeric_limits<float>::infinity();
-  constexpr int per_row = block_threads / P.tile.q;  // threads to a row of the softmax
+  constexpr int per_row = block_threads / P.tile.q; // threads to a row of the softmax
   constexpr int weights_stride = row_stride<P.tile.kv>;
   extern __shared__ __align__(16) float memory[];
   float* const keys = memory + P.keys_at();
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(block_threads)
                                     columns_tile<row_stride<P.qk_dim>>{keys});
       scores.visit([&](int i, int j, float s) { weights[i * weights_stride + j] = s; });
     }
-    __syncthreads();  // the keys are used up
+    __syncthreads(); // the keys are used up
     fill<P.tile.kv, P.v_dim>(keys, args.v, b, kv_head, first_kv, args.v_vectors);
     ptx::commit_copies();
 
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(block_threads)
     out.visit([&](int i, int, float& sum_of_values) { sum_of_values *= factors[i]; });
     out.template add<P.tile.kv>(rows_tile<weights_stride>{weights},
                                 rows_tile<row_stride<P.v_dim>>{keys});
-    __syncthreads();  // the values and weights are used up
+    __syncthreads(); // the values and weights are used up
   }
   ptx::wait_copies<0>();
   __syncthreads();
@@ -149,9 +149,10 @@ __global__ void __launch_bounds__(block_threads)
     if (carried_shares[i] != 0) {
       value += carried_shares[i] * args.target.previous.out(b, h, first_q + i, column);
     }
-    static_cast<float*>(to.data)[b * to.strides[0] + h * to.strides[1] +
-                                 (first_q + i) * to.strides[2] + column] = value;
+    static_cast<float*>(
+        to.data)[b * to.strides[0] + h * to.strides[1] + (first_q + i) * to.strides[2] + column] =
+        value;
   });
 }
 
-}  // namespace maskring::cuda::detail::fp32
+} // namespace maskring::cuda::detail::fp32

@@ -67,8 +67,8 @@ void backward(const saved<float, float>& in, const upstream<float>& up,
                "cudaMemsetAsync");
   if (!accumulate.queries) {
     const index_t rows = p.batch * p.q_heads * p.q_len;
-    launch(&clear_kernel<256>, "the launch of fp32::clear_kernel", std::min<index_t>(rows, 1 << 16), 256,
-           0, stream, grad.dq);
+    launch(&clear_kernel<256>, "the launch of fp32::clear_kernel", std::min<index_t>(rows, 1 << 16),
+           256, 0, stream, grad.dq);
   }
   sum_rows(up.dout, in.out, in.lse, up.dlse, q_tiles * P.tile.q, lse2, delta, stream);
   using arguments = backward_arguments<P, Mask, Score>;
@@ -105,9 +105,9 @@ void backward(const saved<float, float>& in, const upstream<float>& up,
                    ordered});
   if (grad.dsink) {
     launch(&sink_kernel<1024>, "the launch of sink_kernel", heads, 1024, 0, stream,
-           {in.sink, grad.dsink, lse2, delta, static_cast<int>(p.batch), heads,
-            q_tiles * P.tile.q, static_cast<int>(p.q_len), accumulate.queries});
+           {in.sink, grad.dsink, lse2, delta, static_cast<int>(p.batch), heads, q_tiles * P.tile.q,
+            static_cast<int>(p.q_len), accumulate.queries});
   }
 }
 
-}  // namespace maskring::cuda::detail::fp32
+} // namespace maskring::cuda::detail::fp32

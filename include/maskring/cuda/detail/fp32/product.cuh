@@ -19,10 +19,10 @@ struct tile_of {
 template <int Stride>
 using rows_tile = tile_of<Stride, 1>;
 template <int Stride>
-using columns_tile = tile_of<1, Stride>;  ///< the transpose of what lies there by rows
+using columns_tile = tile_of<1, Stride>; ///< the transpose of what lies there by rows
 
-/// A `Rows` × `Columns` matrix of sums, dealt out to the threads. visit(f) calls f(row, column, sum)
-/// for each of a thread's sums; add(a, b) adds a·b over `Inner`.
+/// A `Rows` × `Columns` matrix of sums, dealt out to the threads. visit(f) calls f(row, column,
+/// sum) for each of a thread's sums; add(a, b) adds a·b over `Inner`.
 template <float_math Math, int Rows, int Columns>
 class sums;
 
@@ -66,12 +66,12 @@ private:
   float value_[rows][columns] = {};
 };
 
-/// mma.sync m16n8k8 on operands rounded to TF32; sums lie as fragment_layout says. The 8 warps form a
-/// grid of 16-row strips by column strips.
+/// mma.sync m16n8k8 on operands rounded to TF32; sums lie as fragment_layout says. The 8 warps form
+/// a grid of 16-row strips by column strips.
 template <int Rows, int Columns>
 class sums<float_math::tf32, Rows, Columns> {
-  static constexpr int strips = Rows / 16;                    // along the rows
-  static constexpr int columns = Columns / (8 / strips) / 8;  // groups of 8 to a warp
+  static constexpr int strips = Rows / 16;                   // along the rows
+  static constexpr int columns = Columns / (8 / strips) / 8; // groups of 8 to a warp
   static_assert(8 % strips == 0 && columns * (8 / strips) * 8 == Columns);
 
 public:
@@ -120,4 +120,4 @@ private:
   float value_[columns][4] = {};
 };
 
-}  // namespace maskring::cuda::detail::fp32
+} // namespace maskring::cuda::detail::fp32

@@ -8,8 +8,8 @@
 
 namespace maskring::cuda::detail::fp32 {
 
-/// Floats from row to row of a tile with `Columns` columns: 4 more, so that 8 rows of one column lie
-/// in different banks, and rows still begin at multiples of 16 bytes.
+/// Floats from row to row of a tile with `Columns` columns: 4 more, so that 8 rows of one column
+/// lie in different banks, and rows still begin at multiples of 16 bytes.
 template <int Columns>
 inline constexpr int row_stride = Columns + 4;
 
@@ -39,4 +39,4 @@ __device__ inline void fill(float* to, const view<const float, 4>& tensor, int b
   }
 }
 
-}  // namespace maskring::cuda::detail::fp32
+} // namespace maskring::cuda::detail::fp32

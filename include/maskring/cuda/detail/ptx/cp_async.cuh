@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Asynchronous copies from device to shared memory by each thread (compute capability 8.0 and later).
+// Asynchronous copies from device to shared memory by each thread (compute capability 8.0 and
+// later).
 #pragma once
 
 #include <cstdint>
@@ -27,4 +28,4 @@ __device__ inline void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
 
-}  // namespace maskring::cuda::detail::ptx
+} // namespace maskring::cuda::detail::ptx

@@ -11,4 +11,4 @@ __device__ inline float exp2(float x) {
   return y;
 }
 
-}  // namespace maskring::cuda::detail::ptx
+} // namespace maskring::cuda::detail::ptx

@@ -28,4 +28,4 @@ __device__ inline void store_matrices(std::uint32_t row, const std::uint32_t (&w
                : "memory");
 }
 
-}  // namespace maskring::cuda::detail::ptx
+} // namespace maskring::cuda::detail::ptx

@@ -30,4 +30,4 @@ __device__ inline void mma(float* d, const std::uint32_t (&a)[4], std::uint32_t 
   }
 }
 
-}  // namespace maskring::cuda::detail::ptx
+} // namespace maskring::cuda::detail::ptx

@@ -26,4 +26,4 @@ __device__ inline void add_pair_to_global(float* at, float first, float second) 
 #endif
 }
 
-}  // namespace maskring::cuda::detail::ptx
+} // namespace maskring::cuda::detail::ptx

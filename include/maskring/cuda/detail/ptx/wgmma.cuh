@@ -85,9 +85,10 @@ struct wgmma;
 #define MASKRING_NAMES_14 "%112, %113, %114, %115, %116, %117, %118, %119"
 #define MASKRING_NAMES_15 "%120, %121, %122, %123, %124, %125, %126, %127"
 #define MASKRING_SUMS(i)                                                                           \
-  "+f"(d[8 * i]), "+f"(d[8 * i + 1]), "+f"(d[8 * i + 2]), "+f"(d[8 * i + 3]), "+f"(d[8 * i + 4]),   \
+  "+f"(d[8 * i]), "+f"(d[8 * i + 1]), "+f"(d[8 * i + 2]), "+f"(d[8 * i + 3]), "+f"(d[8 * i + 4]),  \
       "+f"(d[8 * i + 5]), "+f"(d[8 * i + 6]), "+f"(d[8 * i + 7])
-#define MASKRING_NAMES_TO_64 MASKRING_NAMES_0 ", " MASKRING_NAMES_1 ", " MASKRING_NAMES_2 ", " MASKRING_NAMES_3
+#define MASKRING_NAMES_TO_64                                                                       \
+  MASKRING_NAMES_0 ", " MASKRING_NAMES_1 ", " MASKRING_NAMES_2 ", " MASKRING_NAMES_3
 #define MASKRING_SUMS_TO_64 MASKRING_SUMS(0), MASKRING_SUMS(1), MASKRING_SUMS(2), MASKRING_SUMS(3)
 #define MASKRING_NAMES_TO_80 MASKRING_NAMES_TO_64 ", " MASKRING_NAMES_4
 #define MASKRING_SUMS_TO_80 MASKRING_SUMS_TO_64, MASKRING_SUMS(4)
@@ -105,8 +106,11 @@ struct wgmma;
 #define MASKRING_SUMS_TO_176 MASKRING_SUMS_TO_160, MASKRING_SUMS(10)
 #define MASKRING_NAMES_TO_192 MASKRING_NAMES_TO_176 ", " MASKRING_NAMES_11
 #define MASKRING_SUMS_TO_192 MASKRING_SUMS_TO_176, MASKRING_SUMS(11)
-#define MASKRING_NAMES_TO_256 MASKRING_NAMES_TO_192 ", " MASKRING_NAMES_12 ", " MASKRING_NAMES_13 ", " MASKRING_NAMES_14 ", " MASKRING_NAMES_15
-#define MASKRING_SUMS_TO_256 MASKRING_SUMS_TO_192, MASKRING_SUMS(12), MASKRING_SUMS(13), MASKRING_SUMS(14), MASKRING_SUMS(15)
+#define MASKRING_NAMES_TO_256                                                                      \
+  MASKRING_NAMES_TO_192 ", " MASKRING_NAMES_12 ", " MASKRING_NAMES_13 ", " MASKRING_NAMES_14       \
+                        ", " MASKRING_NAMES_15
+#define MASKRING_SUMS_TO_256                                                                       \
+  MASKRING_SUMS_TO_192, MASKRING_SUMS(12), MASKRING_SUMS(13), MASKRING_SUMS(14), MASKRING_SUMS(15)
 
 // The numbers after N are those of the operands that follow the N/2 accumulators.
 #define MASKRING_WGMMA(N, n0, n1, n2, n3, n4, n5, n6, n7)                                          \
@@ -116,7 +120,7 @@ struct wgmma;
     __device__ static void shared(float (&d)[N / 2], std::uint64_t a, std::uint64_t b, int add) {  \
       asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #n2 ", 0;\n"                               \
                    "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.%" #n4 ".%" #n4                 \
-                   " {" MASKRING_NAMES_TO_##N "}, %" #n0 ", %" #n1 ", p, 1, 1, 0, %" #n3 ";\n}"     \
+                   " {" MASKRING_NAMES_TO_##N "}, %" #n0 ", %" #n1 ", p, 1, 1, 0, %" #n3 ";\n}"    \
                    : MASKRING_SUMS_TO_##N                                                          \
                    : "l"(a), "l"(b), "r"(add), "n"(TransposeB), "C"(element_name<T>::value));      \
     }                                                                                              \
@@ -125,8 +129,8 @@ struct wgmma;
                                      int add) {                                                    \
       asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #n5 ", 0;\n"                               \
                    "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.%" #n7 ".%" #n7                 \
-                   " {" MASKRING_NAMES_TO_##N "}, {%" #n0 ", %" #n1 ", %" #n2 ", %" #n3 "}, %" #n4  \
-                   ", p, 1, 1, %" #n6 ";\n}"                                                       \
+                   " {" MASKRING_NAMES_TO_##N "}, {%" #n0 ", %" #n1 ", %" #n2 ", %" #n3 "}, %" #n4 \
+                                              ", p, 1, 1, %" #n6 ";\n}"                            \
                    : MASKRING_SUMS_TO_##N                                                          \
                    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add),                 \
                      "n"(TransposeB), "C"(element_name<T>::value));                                \
@@ -183,4 +187,4 @@ MASKRING_WGMMA(256, 128, 129, 130, 131, 132, 133, 134, 135)
 #undef MASKRING_SUMS
 #undef MASKRING_WGMMA
 
-}  // namespace maskring::cuda::detail::ptx
+} // namespace maskring::cuda::detail::ptx

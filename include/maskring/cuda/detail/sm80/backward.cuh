@@ -95,9 +95,9 @@ void backward(const saved<T, O>& in, const upstream<T>& up, const gradient_store
          stream, {grad.dq, dq_sums, p.scale, q_tiles, heads});
   if (grad.dsink) {
     launch(&sink_kernel<1024>, "the launch of sink_kernel", heads, 1024, 0, stream,
-           {in.sink, grad.dsink, lse2, delta, static_cast<int>(p.batch), heads,
-            q_tiles * P.tile.q, static_cast<int>(p.q_len), grad.dq.accumulate});
+           {in.sink, grad.dsink, lse2, delta, static_cast<int>(p.batch), heads, q_tiles * P.tile.q,
+            static_cast<int>(p.q_len), grad.dq.accumulate});
   }
 }
 
-}  // namespace maskring::cuda::detail::sm80
+} // namespace maskring::cuda::detail::sm80

@@ -11,16 +11,16 @@
 
 namespace maskring::cuda::detail::sm80 {
 
-/// A shape of the backward kernel. Half of the warps (a group) make weights and dv, the others their
-/// gradients and dk, all of them dq. Each product is dealt out to the warps as a grid.
+/// A shape of the backward kernel. Half of the warps (a group) make weights and dv, the others
+/// their gradients and dk, all of them dq. Each product is dealt out to the warps as a grid.
 struct backward_policy {
-  int dim = 128;  ///< head dimension; smaller ones are filled with 0
+  int dim = 128; ///< head dimension; smaller ones are filled with 0
   tile_shape tile{64, 128};
   int warps = 8;
-  int s_warps = 1;  ///< of a group along the queries, of scores: the others lie along the keys
-  int k_warps = 2;  ///< of a group along the keys, of dk or dv
-  int q_warps = 2;  ///< of all along the queries, of dq
-  int stages = 2;   ///< tiles of queries and their output gradients held: 2, or 1
+  int s_warps = 1; ///< of a group along the queries, of scores: the others lie along the keys
+  int k_warps = 2; ///< of a group along the keys, of dk or dv
+  int q_warps = 2; ///< of all along the queries, of dq
+  int stages = 2;  ///< tiles of queries and their output gradients held: 2, or 1
 
   constexpr int threads() const { return 32 * warps; }
   constexpr int group_warps() const { return warps / 2; }
@@ -33,7 +33,9 @@ struct backward_policy {
   constexpr int p_at() const { return o_at(stages); }
   constexpr int ds_at() const { return p_at() + 2 * tile.q * tile.kv; }
   /// Each row's lse and delta.
-  constexpr int rows_at(int stage) const { return ds_at() + 2 * tile.q * tile.kv + stage * tile.q * 8; }
+  constexpr int rows_at(int stage) const {
+    return ds_at() + 2 * tile.q * tile.kv + stage * tile.q * 8;
+  }
   constexpr int bytes() const { return rows_at(stages); }
 };
 
@@ -46,21 +48,22 @@ struct backward_arguments {
 
   view<const T, 4> q, k, v, dout;
   row_store dk, dv;
-  block_map_view map;  ///< offsets null: every pair is visible
+  block_map_view map; ///< offsets null: every pair is visible
   Mask mask;
   Score score;
   float scale;
-  const float* lse2;   ///< [batch, head, q_tiles · tile.q], in powers of two; inf where nothing counts
-  const float* delta;  ///< the same shape: Σ dout · out − dlse
-  float* dq_sums;      ///< [batch, head, q_tiles][tile.q · dim], a tile as the threads hold it
-  int* dq_done;        ///< [batch, head, q_tiles], see dq_turn
+  const float*
+      lse2; ///< [batch, head, q_tiles · tile.q], in powers of two; inf where nothing counts
+  const float* delta; ///< the same shape: Σ dout · out − dlse
+  float* dq_sums;     ///< [batch, head, q_tiles][tile.q · dim], a tile as the threads hold it
+  int* dq_done;       ///< [batch, head, q_tiles], see dq_turn
   int* next_unit;
-  int layers;      ///< batch · kv_heads
+  int layers; ///< batch · kv_heads
   int heads, kv_heads, group, q_len, kv_len;
-  int q_tiles, kv_tiles;  ///< of the kernel
+  int q_tiles, kv_tiles; ///< of the kernel
   int q_tiles_per_map_tile, kv_tiles_per_map_tile;
   bool q_vectors, k_vectors, v_vectors, dout_vectors;
-  bool ordered;  ///< dq is added up in one order: the same bits each time
+  bool ordered; ///< dq is added up in one order: the same bits each time
 };
 
-}  // namespace maskring::cuda::detail::sm80
+} // namespace maskring::cuda::detail::sm80

@@ -7,8 +7,8 @@
 namespace maskring::cuda::detail::sm80 {
 
 /// The verdicts of a warp's blocks of 16 × 16 in key tiles of `Columns` blocks, for `Strips` strips
-/// of 16 rows that lie `Stride` rows apart. A lane asks about one block, so that one question serves
-/// as many tiles as fit a warp.
+/// of 16 rows that lie `Stride` rows apart. A lane asks about one block, so that one question
+/// serves as many tiles as fit a warp.
 template <int Strips, int Columns, int Stride>
 class block_verdicts {
   static constexpr int blocks = Strips * Columns;
@@ -49,9 +49,9 @@ private:
     return of >> (shift_ + strip * Columns) & ((1u << Columns) - 1);
   }
 
-  int asked_ = -1;  ///< which group of `tiles` tiles the verdicts are of
+  int asked_ = -1; ///< which group of `tiles` tiles the verdicts are of
   int shift_ = 0;
   std::uint32_t some_ = 0, all_ = 0;
 };
 
-}  // namespace maskring::cuda::detail::sm80
+} // namespace maskring::cuda::detail::sm80

@@ -31,9 +31,9 @@ __global__ void __launch_bounds__(Arguments::policy.threads())
   const int first_row = tile * P.tile.q + warp % P.q_warps * 16 +
                         fragment_layout::first_row(static_cast<int>(threadIdx.x) % 32);
   const int first_column = warp / P.q_warps * groups * 8;
-  const float4* sums = reinterpret_cast<const float4*>(
-                           args.sums + index_t{blockIdx.x} * (P.tile.q * P.dim)) +
-                       threadIdx.x;
+  const float4* sums =
+      reinterpret_cast<const float4*>(args.sums + index_t{blockIdx.x} * (P.tile.q * P.dim)) +
+      threadIdx.x;
 #pragma unroll
   for (int m = 0; m < rows; ++m) {
 #pragma unroll
@@ -56,4 +56,4 @@ __global__ void __launch_bounds__(Arguments::policy.threads())
   }
 }
 
-}  // namespace maskring::cuda::detail::sm80
+} // namespace maskring::cuda::detail::sm80

@@ -63,4 +63,4 @@ void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
          index_t{order.q_tiles} * p.q_heads * p.batch, P.threads(), P.bytes(), stream, args);
 }
 
-}  // namespace maskring::cuda::detail::sm80
+} // namespace maskring::cuda::detail::sm80

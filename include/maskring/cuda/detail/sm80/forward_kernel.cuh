@@ -7,13 +7,13 @@
 #pragma once
 
 #include <maskring/cuda/detail/kept_scores.cuh>
+#include <maskring/cuda/detail/ptx/mma.cuh>
 #include <maskring/cuda/detail/row_result.cuh>
 #include <maskring/cuda/detail/sm80/block_verdicts.cuh>
 #include <maskring/cuda/detail/sm80/tile.cuh>
 #include <maskring/cuda/detail/softmax.cuh>
 #include <maskring/cuda/detail/tile_walk.cuh>
 #include <maskring/cuda/detail/work_order.cuh>
-#include <maskring/cuda/detail/ptx/mma.cuh>
 
 #include <cstddef>
 
@@ -21,17 +21,17 @@ namespace maskring::cuda::detail::sm80 {
 
 /// A shape of the forward kernel.
 struct forward_policy {
-  int qk_dim = 128;  ///< head dimension of queries and keys; smaller ones are filled with 0
+  int qk_dim = 128; ///< head dimension of queries and keys; smaller ones are filled with 0
   int v_dim = 128;
   tile_shape tile{128, 64};
   int warps = 4;
-  int blocks = 2;  ///< that a multiprocessor is meant to hold
+  int blocks = 2; ///< that a multiprocessor is meant to hold
 
   constexpr int threads() const { return 32 * warps; }
   constexpr int warp_rows() const { return tile.q / warps; }
   constexpr int bytes() const {
     const int tiles = 2 * (tile.q * qk_dim + tile.kv * (qk_dim + v_dim));
-    const int results = warps * 8 * v_dim * 4;  // a warp's staged_rows
+    const int results = warps * 8 * v_dim * 4; // a warp's staged_rows
     return tiles > results ? tiles : results;
   }
 };
@@ -46,13 +46,13 @@ struct forward_arguments {
 
   view<const T, 4> q, k, v;
   row_target target;
-  block_map_view map;  ///< rows.offsets null: every pair is visible
+  block_map_view map; ///< rows.offsets null: every pair is visible
   Mask mask;
   Score score;
   float scale;
   work_order order;
   int kv_tiles;
-  int tiles_per_map_tile;  ///< key tiles of the kernel to one of the map
+  int tiles_per_map_tile; ///< key tiles of the kernel to one of the map
   int group, q_len, kv_len;
   bool q_vectors, k_vectors, v_vectors;
 };
@@ -61,8 +61,8 @@ template <class Arguments>
 class forward_block {
   static constexpr forward_policy P = Arguments::policy;
   using T = typename Arguments::input_type;
-  // A warp's rows are strips of 16 that lie apart: where the border of a mask leaves some strips of a
-  // tile without work, it then leaves each warp some.
+  // A warp's rows are strips of 16 that lie apart: where the border of a mask leaves some strips of
+  // a tile without work, it then leaves each warp some.
   static constexpr int strips = P.warp_rows() / 16;
   static constexpr int stride = 16 * P.warps;
   static_assert(strips * stride == P.tile.q);
@@ -73,14 +73,20 @@ class forward_block {
 
 public:
   __device__ forward_block(const Arguments& args, std::uint32_t shared, const work_item& item)
-      : args_{args}, batch_{item.batch}, head_{item.head}, q_tile_{item.q_tile},
+      : args_{args},
+        batch_{item.batch},
+        head_{item.head},
+        q_tile_{item.q_tile},
         score_{score_at(args.score, batch_, head_)},
         keys_{row_source::of(args.k, batch_, head_ / args.group, args.k_vectors)},
         values_{row_source::of(args.v, batch_, head_ / args.group, args.v_vectors)},
-        k_shared_{shared + q_layout::bytes}, v_shared_{k_shared_ + k_layout::bytes},
-        q_reader_{shared, 16 * warp()}, k_reader_{k_shared_}, v_reader_{v_shared_} {
-    fill_tile<q_layout, P.threads()>(
-        shared, row_source::of(args.q, batch_, head_, args.q_vectors), item.q_tile * P.tile.q);
+        k_shared_{shared + q_layout::bytes},
+        v_shared_{k_shared_ + k_layout::bytes},
+        q_reader_{shared, 16 * warp()},
+        k_reader_{k_shared_},
+        v_reader_{v_shared_} {
+    fill_tile<q_layout, P.threads()>(shared, row_source::of(args.q, batch_, head_, args.q_vectors),
+                                     item.q_tile * P.tile.q);
   }
 
   /// `memory` is all of the block's shared memory.
@@ -131,12 +137,12 @@ private:
     q_reader_.forget(), k_reader_.forget(), v_reader_.forget();
     score_sums scores = {};
     ptx::wait_copies<0>();
-    __syncthreads();  // these keys have arrived; the previous values are used up
+    __syncthreads(); // these keys have arrived; the previous values are used up
     fill_tile<v_layout, P.threads()>(v_shared_, values_, key);
     ptx::commit_copies();
     with_strips(seen, [&](auto range) { multiply_queries_by_keys(range, scores); });
     ptx::wait_copies<0>();
-    __syncthreads();  // these values have arrived; the keys are used up
+    __syncthreads(); // these values have arrived; the keys are used up
     if (!next.done()) {
       fill_tile<k_layout, P.threads()>(k_shared_, keys_, next.tile() * P.tile.kv);
     }
@@ -289,4 +295,4 @@ __global__ void __launch_bounds__(Arguments::policy.threads(), Arguments::policy
       .run(reinterpret_cast<float*>(memory));
 }
 
-}  // namespace maskring::cuda::detail::sm80
+} // namespace maskring::cuda::detail::sm80

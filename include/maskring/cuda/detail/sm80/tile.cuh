@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tiles of 16-bit elements in shared memory: how they lie, how they are filled, how warps read them.
+// Tiles of 16-bit elements in shared memory: how they lie, how they are filled, how warps read
+// them.
 #pragma once
 
 #include <maskring/core/view.hpp>
@@ -10,8 +11,9 @@
 
 namespace maskring::cuda::detail::sm80 {
 
-/// `Rows` × `Columns` 16-bit elements, row by row in chunks of 16 bytes. A row's chunks are permuted
-/// by exclusive or with its number, so that 8 rows of one column of chunks lie in different banks.
+/// `Rows` × `Columns` 16-bit elements, row by row in chunks of 16 bytes. A row's chunks are
+/// permuted by exclusive or with its number, so that 8 rows of one column of chunks lie in
+/// different banks.
 template <int Rows, int Columns>
 struct tile_layout {
   static_assert(Columns % 32 == 0);
@@ -34,9 +36,9 @@ struct tile_layout {
 /// The rows of a tensor [.., .., sequence, dim] that belong to one batch entry and head.
 struct row_source {
   const std::uint16_t* data;
-  index_t stride;  ///< elements from row to row
+  index_t stride; ///< elements from row to row
   int length, dim;
-  bool vectors;  ///< rows begin at multiples of 16 bytes and hold whole chunks
+  bool vectors; ///< rows begin at multiples of 16 bytes and hold whole chunks
 
   template <class T>
   static __device__ row_source of(const view<const T, 4>& tensor, int b, int h, bool vectors) {
@@ -46,9 +48,9 @@ struct row_source {
   }
 };
 
-/// Starts copying rows [first, first + Rows) of the source to shared memory with `Threads` threads, all
-/// of the block's or a part of them; rows and columns that the source does not have become 0. Completes
-/// with this thread's copies and the next barrier.
+/// Starts copying rows [first, first + Rows) of the source to shared memory with `Threads` threads,
+/// all of the block's or a part of them; rows and columns that the source does not have become 0.
+/// Completes with this thread's copies and the next barrier.
 template <class Layout, int Threads>
 __device__ inline void fill_tile(std::uint32_t shared, const row_source& source, int first) {
   constexpr int chunks = Layout::chunks;
@@ -95,14 +97,15 @@ __device__ inline void fill_tile(std::uint32_t shared, const row_source& source,
         if (column < source.dim) word[e / 2] |= std::uint32_t{from[column]} << (16 * (e % 2));
       }
     }
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(shared + Layout::offset(row, chunk)),
-                 "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3])
-                 : "memory");
+    asm volatile(
+        "st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(shared + Layout::offset(row, chunk)),
+        "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3])
+        : "memory");
   }
 }
 
-/// From an address in the first of 16 × 16 blocks to the same place of the one that begins at row 16·i
-/// and chunk 2·c.
+/// From an address in the first of 16 × 16 blocks to the same place of the one that begins at row
+/// 16·i and chunk 2·c.
 template <class Layout>
 __device__ inline std::uint32_t block_address(std::uint32_t at, int i, int c) {
   constexpr std::uint32_t permuted = Layout::spread * 16 - 1;
@@ -112,17 +115,17 @@ __device__ inline std::uint32_t block_address(std::uint32_t at, int i, int c) {
 
 /// Reads 16 × 16 blocks of a tile as operands of ptx::mma.
 ///
-/// With `Pairs` false lane l names row l % 16 and chunk l / 16 of the block: the order of an A operand
-/// stored as it is, and of two B operands stored inner index first (transposed on the way). With
-/// `Pairs` true the two middle matrices are exchanged: the order of two B operands stored column
-/// first, and of an A operand stored transposed.
+/// With `Pairs` false lane l names row l % 16 and chunk l / 16 of the block: the order of an A
+/// operand stored as it is, and of two B operands stored inner index first (transposed on the way).
+/// With `Pairs` true the two middle matrices are exchanged: the order of two B operands stored
+/// column first, and of an A operand stored transposed.
 template <class Layout, bool Pairs>
 class block_reader {
 public:
   static constexpr int columns = Layout::columns;
 
-  /// Blocks are counted from row `row` (a multiple of 8) and chunk `chunk`, whose number must have no
-  /// bit in common with those of the chunks read relative to it.
+  /// Blocks are counted from row `row` (a multiple of 8) and chunk `chunk`, whose number must have
+  /// no bit in common with those of the chunks read relative to it.
   __device__ explicit block_reader(std::uint32_t shared, int row = 0, int chunk = 0) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const int lane_row = Pairs ? lane % 8 + lane / 16 * 8 : lane % 16;
@@ -172,4 +175,4 @@ private:
   std::uint32_t at_;
 };
 
-}  // namespace maskring::cuda::detail::sm80
+} // namespace maskring::cuda::detail::sm80

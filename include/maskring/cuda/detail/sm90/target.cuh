@@ -8,7 +8,8 @@
 
 namespace maskring::cuda::detail::sm90 {
 
-/// Whether any of the architectures compiled for can be sm_90a. If not, no Hopper kernel is compiled.
+/// Whether any of the architectures compiled for can be sm_90a. If not, no Hopper kernel is
+/// compiled.
 #ifdef __CUDA_ARCH_LIST__
 inline constexpr bool may_target_hopper = [] {
   for (const int arch : {__CUDA_ARCH_LIST__}) {
@@ -42,4 +43,4 @@ inline bool compiled_for_hopper() {
   return attributes.sharedSizeBytes >= bytes;
 }
 
-}  // namespace maskring::cuda::detail::sm90
+} // namespace maskring::cuda::detail::sm90
