@@ -14,7 +14,7 @@ import sys
 
 
 def compile_file(*more):
-    run = subprocess.run([*compiler, *more, "-fsyntax-only", source], capture_output=True, text=True,
+    run = subprocess.run([*compiler, *more, source], capture_output=True, text=True,
                          env={**os.environ, "LC_ALL": "C"})
     return run.returncode == 0, run.stdout + run.stderr
 

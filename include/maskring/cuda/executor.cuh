@@ -5,6 +5,10 @@
 
 #include <maskring/cuda/workspace.cuh>
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#error "maskring: kernels need compute capability 8.0 or later; tell nvcc, as in -arch=sm_80"
+#endif
+
 namespace maskring::cuda {
 
 /// A head dimension for which kernels are compiled, of queries and keys and of values. Calls with
