@@ -3,8 +3,9 @@
 
 usage: count_tests.py FOLDER      where testlog.json is
 
-A doctest program counts as the test cases that it reports, any other test as one. Exits with
-status 1 if a test failed or none ran.
+A doctest program counts as the test cases that it reports, any other test as one. What failed
+tests said comes again before that line, where the end of a long log is all that is kept. Exits
+with status 1 if a test failed or none ran.
 """
 import json
 import pathlib
@@ -32,6 +33,9 @@ log = next(pathlib.Path(sys.argv[1]).glob("testlog*.json"), None)
 tests = [json.loads(line) for line in log.read_text().splitlines()] if log else []
 passed, failed, skipped = (sum(column) for column in zip(*map(count, tests))) if tests else (0, 0, 0)
 for test in tests:
+    if test["result"] not in ("OK", "EXPECTEDFAIL", "SKIP"):
+        said = ((test.get("stdout") or "") + (test.get("stderr") or "")).strip().splitlines()
+        print(f"--- {test['name']}: {test['result']}", *said[-60:], "---", sep="\n")
     if test["result"] == "SKIP":
         said = (test.get("stdout") or "").strip().splitlines()
         print(f"skipped {test['name']}: {said[-1].removeprefix('skipped: ') if said else 'no reason given'}")
