@@ -63,6 +63,19 @@ struct in_place {
   void backward(const auto&... arguments) { driver.backward(arguments...); }
 };
 
+/// Checks what each driver finds.
+template <class Mask, class Check>
+void each_in_place(const whole_inputs<bfloat16>& in, const any_shards& split, const Mask& mask,
+                   Check check, bool late = false) {
+  const cp::shape& shape = in.sizes.shape;
+  check(split_results<bfloat16, bfloat16>(in, split, [&](comm::threads& c) {
+    return in_place<cp::ring, Mask>{c, shape, split, mask, {}, late};
+  }));
+  check(split_results<bfloat16, bfloat16>(in, split, [&](comm::threads& c) {
+    return in_place<cp::all_gather, Mask>{c, shape, split, mask, {}, late};
+  }));
+}
+
 } // namespace
 
 TEST_CASE("in place: a ring whose ranks share memory sends nothing and finds the same") {
@@ -103,24 +116,21 @@ TEST_CASE("in place: ranks that share memory, and have no keys or no queries, ta
   const int lengths[][2] = {{5, 70}, {1, 30}, {30, 1}, {3, 3}, {0, 20}, {20, 0}, {0, 0}};
   std::uint64_t seed = 60;
   for (const auto& [q_len, kv_len] : lengths) {
-    CAPTURE(q_len);
-    CAPTURE(kv_len);
-    const case_sizes s{{2, 2, 2, 8, 8}, q_len, kv_len};
-    examples::mask_library library{{2, 2, q_len, kv_len}};
-    const auto mask = library("sliding_window:9");
-    const whole_inputs<bfloat16> in{++seed, s, true};
-    const auto exact = reference_results_of(in, mask);
-    const auto local = local_results<bfloat16, bfloat16>(in, mask);
-    const any_shards split{any_layout{"zigzag", q_len, 4}, any_layout{"striped", kv_len, 4}};
-    const auto check = [&](const auto& got) {
-      CHECK(largest_error(got, exact) <= 1.05 * largest_error(local, exact) + 1e-6);
-    };
-    check(split_results<bfloat16, bfloat16>(in, split, [&](comm::threads& c) {
-      return in_place<cp::ring, examples::any_mask>{c, s.shape, split, mask};
-    }));
-    check(split_results<bfloat16, bfloat16>(in, split, [&](comm::threads& c) {
-      return in_place<cp::all_gather, examples::any_mask>{c, s.shape, split, mask};
-    }));
+    for (const char* name : {"sliding_window:9", "full"}) {
+      CAPTURE(q_len);
+      CAPTURE(kv_len);
+      CAPTURE(name);
+      const case_sizes s{{2, 2, 2, 8, 8}, q_len, kv_len};
+      examples::mask_library library{{2, 2, q_len, kv_len}};
+      const auto mask = library(name);
+      const whole_inputs<bfloat16> in{++seed, s, true};
+      const auto exact = reference_results_of(in, mask);
+      const auto local = local_results<bfloat16, bfloat16>(in, mask);
+      const any_shards split{any_layout{"zigzag", q_len, 4}, any_layout{"striped", kv_len, 4}};
+      each_in_place(in, split, mask, [&](const auto& got) {
+        CHECK(largest_error(got, exact) <= 1.05 * largest_error(local, exact) + 1e-6);
+      });
+    }
   }
 }
 
@@ -137,12 +147,7 @@ TEST_CASE("in place: ranks that share memory round each gradient once") {
     CHECK(max_error(got.dk, exact.dk) <= 1.05 * max_error(local.dk, exact.dk) + 1e-6);
     CHECK(max_error(got.dv, exact.dv) <= 1.05 * max_error(local.dv, exact.dv) + 1e-6);
   };
-  check(split_results<bfloat16, bfloat16>(in, split, [&](comm::threads& c) {
-    return in_place<cp::ring, examples::any_mask>{c, s.shape, split, mask};
-  }));
-  check(split_results<bfloat16, bfloat16>(in, split, [&](comm::threads& c) {
-    return in_place<cp::all_gather, examples::any_mask>{c, s.shape, split, mask};
-  }));
+  each_in_place(in, split, mask, check);
 }
 
 TEST_CASE("automatic: gathers in place what many ranks need, and is a ring elsewhere") {
@@ -180,10 +185,5 @@ TEST_CASE("in place: a rank that has done may end, however late others are") {
   const auto check = [&](const auto& got) {
     CHECK(largest_error(got, exact) <= 1.05 * largest_error(local, exact) + 1e-6);
   };
-  check(split_results<bfloat16, bfloat16>(in, split, [&](comm::threads& c) {
-    return in_place<cp::ring, examples::any_mask>{c, s.shape, split, mask, {}, true};
-  }));
-  check(split_results<bfloat16, bfloat16>(in, split, [&](comm::threads& c) {
-    return in_place<cp::all_gather, examples::any_mask>{c, s.shape, split, mask, {}, true};
-  }));
+  each_in_place(in, split, mask, check, true);
 }

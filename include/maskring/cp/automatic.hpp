@@ -37,6 +37,9 @@ public:
   bool gathers() const { return gather_.has_value(); }
   savings saved_work(std::size_t element_bytes) const { return ring_.saved_work(element_bytes); }
 
+  /// As cp::ring::smallest_cut.
+  void smallest_cut(index_t rows) { ring_.smallest_cut(rows); }
+
   void record(timeline* to) {
     with_driver([&](auto& driver) { driver.record(to); });
   }

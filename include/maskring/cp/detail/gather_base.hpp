@@ -7,8 +7,8 @@
 
 namespace maskring::cp::detail {
 
-/// Whether the ranks can share one copy of all keys, and it takes less than a copy of what each
-/// needs.
+/// Whether the ranks can share one copy of all keys, and it takes no more than half of what copies
+/// of the keys that each needs would.
 template <class Comm>
 bool keeps_one_copy(const Comm& comm, const cp::plan& plan) {
   if constexpr (comm::memory_sharing<Comm>) {
