@@ -96,7 +96,9 @@ numbers single(const Mask& mask, mr::index_t seq, int runs, const mr::cuda::poli
   const tensors t{seq, 1};
   const plain_stream stream;
   mr::cuda::workspace scratch;
-  const auto exec = mr::cuda::on(stream.get(), scratch, mr::cuda::head_dims<dim>).with(policy);
+  const auto exec =
+      mr::cuda::on(stream.get(), scratch, mr::cuda::unpacked(mr::cuda::head_dims<dim>))
+          .with(policy);
   const auto map = mr::cuda::make_block_map(exec, mask, {1, heads, seq, seq});
   const auto forward = [&] { mr::forward(exec, t.in(), t.out(), mask, map); };
   const auto backward = [&] { mr::backward(exec, t.saved(), t.up(), t.grad(), mask, map); };
@@ -117,7 +119,9 @@ numbers split(int ranks, int runs, const mr::cuda::policy& policy, Make make, To
     const tensors t{tokens(c.rank()), static_cast<unsigned>(c.rank() + 2)};
     const plain_stream stream;
     mr::cuda::workspace scratch;
-    const auto exec = mr::cuda::on(stream.get(), scratch, mr::cuda::head_dims<dim>).with(policy);
+    const auto exec =
+        mr::cuda::on(stream.get(), scratch, mr::cuda::unpacked(mr::cuda::head_dims<dim>))
+            .with(policy);
     const auto meet = [&] { c.share(std::as_bytes(std::span{&ranks, 1})); };
     meet();
     const double before = c.rank() == 0 ? used_mib() : 0;

@@ -111,7 +111,8 @@ public:
     const device_array<float> lse(static_cast<std::size_t>(size.batch * size.heads * size.seq));
     const mr::view<float, 3> lse_view{lse.data(), {size.batch, size.heads, size.seq}};
     const auto exec =
-        mr::cuda::on(timer_.stream(), workspace_, mr::cuda::head_dims<Dim>).with(policy_);
+        mr::cuda::on(timer_.stream(), workspace_, mr::cuda::unpacked(mr::cuda::head_dims<Dim>))
+            .with(policy_);
     const mr::map_shape shape{size.batch, size.heads, size.seq, size.seq};
     const auto map = mr::cuda::make_block_map(exec, mask, shape);
     const auto forward_map = mr::cuda::make_block_map(

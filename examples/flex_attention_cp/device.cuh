@@ -46,7 +46,8 @@ void run(whole<float>& x, Forward forward, Backward backward) {
   comm::detail::require_cuda(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
   {
     maskring::cuda::workspace scratch;
-    const auto exec = maskring::cuda::on(stream.get(), scratch, maskring::cuda::head_dims<64>);
+    const auto exec = maskring::cuda::on(stream.get(), scratch,
+                                         maskring::cuda::unpacked(maskring::cuda::head_dims<64>));
     forward(exec, inputs{q.read(), k.read(), v.read()}, results{out.span(), lse});
     backward(exec, saved{q.read(), k.read(), v.read(), out.read(), lse}, upstream{dout.read()},
              gradients{dq.span(), dk.span(), dv.span()});

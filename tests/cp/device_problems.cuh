@@ -15,7 +15,7 @@
 namespace maskring::testing {
 
 using examples::any_layout;
-inline constexpr auto& test_dims = cuda::head_dims<64>;
+inline constexpr auto test_dims = cuda::unpacked(cuda::head_dims<64>);
 
 /// One rank's tensors on the device, its stream and its calls.
 template <class O, class G, class T>

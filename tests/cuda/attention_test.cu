@@ -8,7 +8,8 @@ namespace {
 template <class T, class Dims>
 void all_masks(Dims dims, index_t dim) {
   cuda::workspace scratch;
-  const auto exec = cuda::on(nullptr, scratch, dims).with({.kernel = cuda::kernel::portable});
+  const auto exec =
+      cuda::on(nullptr, scratch, cuda::unpacked(dims)).with({.kernel = cuda::kernel::portable});
   for (int mask = any_mask::full; mask <= any_mask::scattered; ++mask) {
     compare<T>(exec, {.mask = mask, .qk_dim = dim, .v_dim = dim}, score::none{});
   }
@@ -56,7 +57,7 @@ TEST_CASE("half, head dimension 128") { all_masks<float16>(cuda::head_dims<128>,
 
 TEST_CASE("queries of 192, values of 128") {
   cuda::workspace scratch;
-  const auto exec = cuda::on(nullptr, scratch, cuda::head_dims_qk_v<192, 128>)
+  const auto exec = cuda::on(nullptr, scratch, cuda::unpacked(cuda::head_dims_qk_v<192, 128>))
                         .with({.kernel = cuda::kernel::portable});
   compare<bfloat16>(exec, {.q_len = 190, .kv_len = 210, .qk_dim = 192, .v_dim = 128},
                     score::none{});
@@ -64,7 +65,7 @@ TEST_CASE("queries of 192, values of 128") {
 
 TEST_CASE("the kernel that the device likes best") {
   cuda::workspace scratch;
-  const auto exec = cuda::on(nullptr, scratch, cuda::head_dims<128>);
+  const auto exec = cuda::on(nullptr, scratch, cuda::unpacked(cuda::head_dims<128>));
   for (int mask = any_mask::full; mask <= any_mask::scattered; ++mask) {
     compare<bfloat16>(exec, {.mask = mask, .qk_dim = 128, .v_dim = 128}, score::none{});
   }
@@ -83,8 +84,8 @@ TEST_CASE("the kernel that the device likes best") {
 
 TEST_CASE("score modifiers") {
   cuda::workspace scratch;
-  const auto exec =
-      cuda::on(nullptr, scratch, cuda::head_dims<64>).with({.kernel = cuda::kernel::portable});
+  const auto exec = cuda::on(nullptr, scratch, cuda::unpacked(cuda::head_dims<64>))
+                        .with({.kernel = cuda::kernel::portable});
   for (int kind = any_score::identity; kind <= any_score::distance; ++kind) {
     compare<bfloat16>(exec, {.mask = any_mask::causal, .q_len = 200, .kv_len = 170},
                       any_score{kind});

@@ -10,7 +10,7 @@
 namespace maskring::testing {
 TEST_CASE("fp32 elements are computed at fp32 accuracy") {
   cuda::workspace scratch;
-  const auto exec = cuda::on(nullptr, scratch, cuda::head_dims<64>);
+  const auto exec = cuda::on(nullptr, scratch, cuda::unpacked(cuda::head_dims<64>));
   const allowance four{4, 4, 4, 4};
   for (int mask = any_mask::full; mask <= any_mask::scattered; ++mask) {
     compare<float>(exec, {.mask = mask}, any_score{}, four);
@@ -39,8 +39,8 @@ TEST_CASE("fp32 elements are computed at fp32 accuracy") {
 
 TEST_CASE("TF32 is a policy") {
   cuda::workspace scratch;
-  const auto exec =
-      cuda::on(nullptr, scratch, cuda::head_dims<64>).with({.float_math = cuda::float_math::tf32});
+  const auto exec = cuda::on(nullptr, scratch, cuda::unpacked(cuda::head_dims<64>))
+                        .with({.float_math = cuda::float_math::tf32});
   const allowance coarse{2e4, 2e4, 2e4, 2e4}; // of an fp32 error near 1e-7
   compare<float>(exec, {.mask = any_mask::causal}, any_score{}, coarse);
   compare<float>(exec, {.mask = any_mask::scattered, .q_len = 90, .kv_len = 200}, any_score{},
@@ -71,8 +71,8 @@ struct problem_on_device {
 TEST_CASE("carried states: keys in two calls, fp32 output, gradients accumulated") {
   problem_on_device p;
   cuda::workspace scratch;
-  const auto exec =
-      cuda::on(nullptr, scratch, cuda::head_dims<64>).with({.kernel = cuda::kernel::portable});
+  const auto exec = cuda::on(nullptr, scratch, cuda::unpacked(cuda::head_dims<64>))
+                        .with({.kernel = cuda::kernel::portable});
   const any_mask mask{any_mask::causal};
   const inputs host{*p.q, *p.k, *p.v};
   const reference_results expected = reference_forward(host, mask);
@@ -112,7 +112,7 @@ TEST_CASE("a captured graph of forward and backward replays to the same bits") {
   REQUIRE(cudaStreamCreate(&stream) == cudaSuccess);
   {
     cuda::workspace scratch; // goes before its stream
-    const auto exec = cuda::on(stream, scratch, cuda::head_dims<64>);
+    const auto exec = cuda::on(stream, scratch, cuda::unpacked(cuda::head_dims<64>));
     const any_mask mask{any_mask::window};
     const auto map = cuda::make_block_map(
         exec, mask,
@@ -136,7 +136,7 @@ TEST_CASE("a captured graph of forward and backward replays to the same bits") {
     REQUIRE(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
     both();
     cuda::workspace other;
-    const auto cramped = cuda::on(stream, other, cuda::head_dims<64>);
+    const auto cramped = cuda::on(stream, other, cuda::unpacked(cuda::head_dims<64>));
     CHECK_THROWS_AS(backward(cramped, saved{*p.q_d, *p.k_d, *p.v_d, *p.out_d, *p.lse_d},
                              upstream{*p.dout_d}, gradients{*p.dq_d, *p.dk_d, *p.dv_d}, mask, map,
                              any_score{}),
@@ -159,7 +159,7 @@ TEST_CASE("a captured graph of forward and backward replays to the same bits") {
 TEST_CASE("bad arguments are named before anything is queued") {
   problem_on_device p;
   cuda::workspace scratch;
-  const auto exec = cuda::on(nullptr, scratch, cuda::head_dims<64>);
+  const auto exec = cuda::on(nullptr, scratch, cuda::unpacked(cuda::head_dims<64>));
   const any_mask mask{any_mask::causal};
   const auto message = [](auto&& call) -> std::string {
     try {
@@ -171,7 +171,7 @@ TEST_CASE("bad arguments are named before anything is queued") {
   };
   const results out{*p.out_d, *p.lse_d};
   CHECK(message([&] {
-          const auto narrow = cuda::on(nullptr, scratch, cuda::head_dims<32>);
+          const auto narrow = cuda::on(nullptr, scratch, cuda::unpacked(cuda::head_dims<32>));
           forward(narrow, inputs{*p.q_d, *p.k_d, *p.v_d}, out, mask::full{});
         }).find("head dimensions are 64") != std::string::npos);
   CHECK(message([&] {

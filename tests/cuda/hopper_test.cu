@@ -21,7 +21,8 @@ template <class T, class Dims>
 void all_masks(Dims dims, index_t qk_dim, index_t v_dim) {
   if (!is_hopper()) return;
   cuda::workspace scratch;
-  const auto exec = cuda::on(nullptr, scratch, dims).with({.kernel = cuda::kernel::hopper});
+  const auto exec =
+      cuda::on(nullptr, scratch, cuda::unpacked(dims)).with({.kernel = cuda::kernel::hopper});
   for (int kind = any_mask::full; kind <= any_mask::scattered; ++kind) {
     const any_mask mask{kind};
     compare_with<T, false>(exec, {.qk_dim = qk_dim, .v_dim = v_dim}, mask, any_score{});
@@ -55,7 +56,8 @@ template <class Dims>
 void packed_documents(Dims dims, index_t dim) {
   if (!is_hopper()) return;
   cuda::workspace scratch;
-  const auto exec = cuda::on(nullptr, scratch, dims).with({.kernel = cuda::kernel::hopper});
+  const auto exec =
+      cuda::on(nullptr, scratch, cuda::unpacked(dims)).with({.kernel = cuda::kernel::hopper});
   compare_with<bfloat16, false>(exec, {.q_len = 700, .kv_len = 700, .qk_dim = dim, .v_dim = dim},
                                 packed{}, score::none{});
 }
@@ -72,8 +74,8 @@ TEST_CASE("documents, of whose partial tiles whole rows are kept") {
 TEST_CASE("score modifiers that are asked by distance, past the ends too") {
   if (!is_hopper()) return;
   cuda::workspace scratch;
-  const auto exec =
-      cuda::on(nullptr, scratch, cuda::head_dims<128>).with({.kernel = cuda::kernel::hopper});
+  const auto exec = cuda::on(nullptr, scratch, cuda::unpacked(cuda::head_dims<128>))
+                        .with({.kernel = cuda::kernel::hopper});
   const attention_case c{.q_len = 389, .kv_len = 311, .qk_dim = 128, .v_dim = 128};
   const any_mask causal{any_mask::causal};
   compare_with<bfloat16, false>(exec, c, causal, score::alibi{2});
@@ -94,8 +96,8 @@ TEST_CASE("half, head dimension 128") { all_masks<float16>(cuda::head_dims<128>,
 TEST_CASE("an int-only mask: every element of a tile decides") {
   if (!is_hopper()) return;
   cuda::workspace scratch;
-  const auto exec =
-      cuda::on(nullptr, scratch, cuda::head_dims<128>).with({.kernel = cuda::kernel::hopper});
+  const auto exec = cuda::on(nullptr, scratch, cuda::unpacked(cuda::head_dims<128>))
+                        .with({.kernel = cuda::kernel::hopper});
   compare_with<bfloat16, false>(exec, {.q_len = 300, .kv_len = 517, .qk_dim = 128, .v_dim = 128},
                                 mask::elementwise{any_mask{any_mask::scattered}}, score::none{});
 }

@@ -25,7 +25,13 @@ struct head_dim {
 /// compile, per mask, score modifier and element type: naming just the ones needed keeps compile
 /// times short.
 template <class... Dims>
-struct head_dim_list {};
+struct head_dim_list {
+  static constexpr bool packs_heads = true; ///< see unpacked()
+};
+template <class... Dims>
+struct unpacked_head_dim_list : head_dim_list<Dims...> {
+  static constexpr bool packs_heads = false;
+};
 
 /// head_dims<128>: one set of kernels. head_dims<64, 128>: two.
 template <int... Dims>
@@ -34,6 +40,13 @@ inline constexpr head_dim_list<head_dim<Dims>...> head_dims{};
 /// head_dims_qk_v<192, 128>: queries and keys of up to 192, values of up to 128.
 template <int Qk, int V>
 inline constexpr head_dim_list<head_dim<Qk, V>> head_dims_qk_v{};
+
+/// The same without the second forward kernel that computes short queries of grouped heads together
+/// (see forward()): it takes as long to compile as the first.
+template <class... Dims>
+constexpr unpacked_head_dim_list<Dims...> unpacked(head_dim_list<Dims...>) {
+  return {};
+}
 
 using default_head_dims = head_dim_list<head_dim<64>, head_dim<128>, head_dim<256>>;
 
@@ -90,9 +103,8 @@ inline executor<> on(cudaStream_t stream, workspace& scratch) { return {stream, 
 /// const auto exec = cuda::on(stream, scratch, cuda::head_dims<128>);
 /// forward(exec, inputs{q, k, v}, results{out, lse}, mask);
 /// ```
-template <class... Dims>
-executor<head_dim_list<Dims...>> on(cudaStream_t stream, workspace& scratch,
-                                    head_dim_list<Dims...>) {
+template <class Dims>
+executor<Dims> on(cudaStream_t stream, workspace& scratch, Dims) {
   return {stream, scratch};
 }
 

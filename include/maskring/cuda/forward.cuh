@@ -4,6 +4,7 @@
 
 #include <maskring/cuda/detail/dispatch.cuh>
 #include <maskring/cuda/detail/fp32/launch.cuh>
+#include <maskring/cuda/detail/packed_heads.cuh>
 #include <maskring/cuda/detail/sm80/forward.cuh>
 #include <maskring/cuda/detail/sm90/forward.cuh>
 #include <maskring/cuda/detail/sm90/target.cuh>
@@ -18,11 +19,14 @@ namespace cuda::detail {
 template <class Dim, class Executor, class T, class O, class Mask, class Score>
 void run_forward(const Executor& exec, const inputs<T>& in, const results<O>& out, const Mask& mask,
                  const block_map_view* map, const Score& score, const problem& p) {
+  using Dims = typename Executor::dims;
   const auto portable = [&](const block_map_view& tiles) {
     if constexpr (!std::is_same_v<T, float>) {
       constexpr auto shape = sm80::forward_shape(Dim::qk, Dim::v);
       check_tiles("forward", tiles, shape.tile);
-      sm80::forward<shape>(in, out, mask, tiles, score, p, exec.stream());
+      with_packed_heads<Dims>(in, out, mask, tiles, score, p, [&](const auto&... call) {
+        sm80::forward<shape>(call..., exec.stream());
+      });
     } else if (exec.policy().float_math == float_math::tf32) {
       fp32::forward<float_math::tf32, Dim::qk, Dim::v>(in, out, mask, tiles, score, p,
                                                        exec.stream());
@@ -39,8 +43,10 @@ void run_forward(const Executor& exec, const inputs<T>& in, const results<O>& ou
         sm90::compiled_for_hopper()) {
       const auto hopper = [&](const block_map_view& tiles) {
         exec.workspace().reserve(1, exec.stream());
-        sm90::forward<shape>(in, out, mask, tiles, score, p, exec.workspace().counters(),
-                             exec.policy().accompanied, exec.stream());
+        with_packed_heads<Dims>(in, out, mask, tiles, score, p, [&](const auto&... call) {
+          sm90::forward<shape>(call..., exec.workspace().counters(), exec.policy().accompanied,
+                               exec.stream());
+        });
       };
       if (map != nullptr) {
         hopper(*map);
@@ -176,6 +182,11 @@ tile_shape forward_tile(const executor<Dims>& exec, const inputs<T>& in, const r
 /// All tensors lie in device memory; elements are float, half (float16 or __half) or bfloat16
 /// (bfloat16 or __nv_bfloat16). Continues from `in.previous` where given; its tensors may be those
 /// of `out`. The work is queued on the executor's stream.
+///
+/// Short queries of grouped heads (16-bit elements; the heads that share keys have all their
+/// queries within one query tile of a map without heads) are computed together where one stride
+/// leads from row to row: with one query, with heads before queries in memory, or with one key
+/// head. cuda::unpacked() leaves that out.
 /// @throws std::invalid_argument naming the argument that does not fit the others; cuda::error.
 template <class Dims, class T, class O, mask_mod Mask, score_mod Score = score::none>
 void forward(const cuda::executor<Dims>& exec, const inputs<T>& in, const results<O>& out,

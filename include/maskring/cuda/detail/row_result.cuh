@@ -20,12 +20,14 @@ struct row_target {
 struct row_shares {
   float own, carried, lse;
 
-  __device__ row_shares(const row_target& target, softmax_state<float> mine, int b, int h, int q) {
+  /// @param sink_head the query head of the row, which h is not where heads are packed.
+  __device__ row_shares(const row_target& target, softmax_state<float> mine, int b, int h, int q,
+                        int sink_head) {
     using state = softmax_state<float>;
     const bool continues = target.previous.lse.data != nullptr && q < target.out.length;
     const state before = continues ? state::from_lse(target.previous.lse(b, h, q)) : state{};
     state all = merge(mine, before);
-    if (target.sink.data != nullptr) all = merge(all, state::from_lse(target.sink(h)));
+    if (target.sink.data != nullptr) all = merge(all, state::from_lse(target.sink(sink_head)));
     own = mine.empty() ? 0.0f : rescale_factor(mine.maximum, all.maximum) / all.sum;
     carried = before.empty() ? 0.0f : rescale_factor(before.maximum, all.maximum) / all.sum;
     lse = all.lse();

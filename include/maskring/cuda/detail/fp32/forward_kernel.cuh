@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(block_threads)
   ptx::wait_copies<0>();
   __syncthreads();
 
-  const row_shares shares{args.target, state, b, h, first_q + row};
+  const row_shares shares{args.target, state, b, h, first_q + row, h};
   float* const carried_shares = keys;
   if (part == 0) {
     factors[row] = shares.own;

@@ -14,6 +14,7 @@
 #include <maskring/cuda/detail/softmax.cuh>
 #include <maskring/cuda/detail/tile_walk.cuh>
 #include <maskring/cuda/detail/work_order.cuh>
+#include <maskring/shard/packed_heads.hpp>
 
 #include <cstddef>
 
@@ -243,7 +244,8 @@ private:
       if (lane() % eights == i) state = row;
     }
     const int mine = row_of(lane() % eights) + lane() / 4;
-    const row_shares shares{args_.target, state, batch_, head_, mine};
+    const row_shares shares{args_.target, state, batch_,
+                            head_,        mine,  shard::query_head(args_.mask, head_, mine)};
     if (lane() % 4 < eights && mine < args_.q_len && args_.target.lse.data != nullptr) {
       args_.target.lse(batch_, head_, mine) = shares.lse;
     }

@@ -11,6 +11,7 @@
 #include <maskring/cuda/detail/ptx/ldmatrix.cuh>
 #include <maskring/cuda/detail/sm90/arguments.cuh>
 #include <maskring/cuda/detail/softmax.cuh>
+#include <maskring/shard/packed_heads.hpp>
 
 #include <cmath>
 
@@ -49,7 +50,9 @@ struct row_shares {
     const state before =
         continues ? state::from_lse(args.previous.lse(item.batch, item.head, q)) : state{};
     state all = merge(mine, before);
-    if (args.sink.data != nullptr) all = merge(all, state::from_lse(args.sink(item.head)));
+    if (args.sink.data != nullptr) {
+      all = merge(all, state::from_lse(args.sink(shard::query_head(args.mask, item.head, q))));
+    }
     own = mine.empty() ? 0.0f : rescale_factor(mine.maximum, all.maximum) / all.sum;
     carried = before.empty() ? 0.0f : rescale_factor(before.maximum, all.maximum) / all.sum;
     lse = all.lse();
