@@ -24,7 +24,8 @@ void run_backward(const Executor& exec, const saved<T, O>& in, const upstream<T>
                                row_store::of(grad.dk, accumulate.keys),
                                row_store::of(grad.dv, accumulate.keys), grad.dsink};
       sm80::backward<shape>(in, up, to, mask, tiles, score, p, call_place{}, ordered,
-                            exec.workspace(), exec.stream());
+                            block_memory(exec.policy().shared_memory), exec.workspace(),
+                            exec.stream());
     } else if (exec.policy().float_math == float_math::tf32) {
       fp32::backward<float_math::tf32, Dim::qk, Dim::v>(in, up, grad, mask, tiles, score, p,
                                                         accumulate, ordered, exec.workspace(),
@@ -85,7 +86,8 @@ void backward_step(const executor<Dims>& exec, const saved<T, O>& given, const u
     constexpr auto shape = sm80::backward_shape(decltype(dim)::qk, decltype(dim)::v);
     check_tiles("backward", map, shape.tile);
     sm80::backward<shape>(in, up, to, mask, map, score, p, place, exec.policy().deterministic,
-                          exec.workspace(), exec.stream());
+                          block_memory(exec.policy().shared_memory), exec.workspace(),
+                          exec.stream());
   });
 }
 

@@ -68,6 +68,9 @@ struct policy {
   cuda::float_math float_math = cuda::float_math::ieee;
   /// Backward passes give the same bits each time; false saves the little that taking turns costs.
   bool deterministic = true;
+  /// Bytes that a block of the portable kernels may have of shared memory; 0: as many as the device
+  /// allows.
+  int shared_memory = 0;
   /// Calls on other streams wait to fill what multiprocessors this call leaves idle at its end.
   bool accompanied = false;
 };

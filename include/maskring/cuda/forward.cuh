@@ -25,7 +25,7 @@ void run_forward(const Executor& exec, const inputs<T>& in, const results<O>& ou
       constexpr auto shape = sm80::forward_shape(Dim::qk, Dim::v);
       check_tiles("forward", tiles, shape.tile);
       with_packed_heads<Dims>(in, out, mask, tiles, score, p, [&](const auto&... call) {
-        sm80::forward<shape>(call..., exec.stream());
+        sm80::forward<shape>(call..., block_memory(exec.policy().shared_memory), exec.stream());
       });
     } else if (exec.policy().float_math == float_math::tf32) {
       fp32::forward<float_math::tf32, Dim::qk, Dim::v>(in, out, mask, tiles, score, p,

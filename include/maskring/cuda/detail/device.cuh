@@ -25,6 +25,34 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
+/// The shared memory that a block may have.
+/// @param limit of a policy; 0: none.
+inline int block_memory(int limit) {
+  const int most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  return limit > 0 && limit < most ? limit : most;
+}
+
+/// @throws std::invalid_argument
+inline void require_block_memory(const char* call, int needed, int memory) {
+  maskring::detail::require(needed <= memory, call, ": a block may have ", memory,
+                            " bytes of shared memory, the kernel needs ", needed,
+                            " (kernels that need less are there in programs compiled for compute "
+                            "capability 8.x or 12.x)");
+}
+
+/// Whether code may run on devices of little shared memory (99 KB a block): those of compute
+/// capability 8.6 and 8.9, which take code for 8.0 too, and 12.x.
+#ifdef __CUDA_ARCH_LIST__
+inline constexpr bool may_lack_memory = [] {
+  for (const int arch : {__CUDA_ARCH_LIST__}) {
+    if (arch < 900 || arch >= 1200) return true;
+  }
+  return false;
+}();
+#else
+inline constexpr bool may_lack_memory = true;
+#endif
+
 inline bool is_capturing(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   require_cuda(cudaStreamIsCapturing(stream, &status), "cudaStreamIsCapturing");

@@ -10,13 +10,22 @@
 
 namespace maskring::cuda::detail::sm80 {
 
-/// The shape for these head dimensions; needs 160 KB of shared memory up to head dimension 128.
+/// The shape for these head dimensions; needs up to 162 KB of shared memory.
 constexpr backward_policy backward_shape(int qk_dim, int v_dim) {
   const int larger = qk_dim > v_dim ? qk_dim : v_dim;
   if (larger <= 64) return {64, {128, 128}, 8, 2, 2, 4, 2};
   if (larger <= 128) return {128, {64, 128}, 8, 1, 2, 2, 2};
   return {256, {64, 64}, 8, 2, 1, 2, 1};
 }
+
+/// The shape that stands in for it where a block has 99 KB of shared memory.
+constexpr backward_policy modest(backward_policy shape) {
+  if (shape.dim == 64) return {64, {64, 128}, 8, 1, 2, 4, 2};
+  if (shape.dim == 128) return {128, {64, 64}, 8, 2, 1, 2, 1};
+  return {256, {32, 32}, 4, 1, 1, 2, 1};
+}
+static_assert(modest({64}).bytes() <= 99 * 1024 && modest({128}).bytes() <= 99 * 1024 &&
+              modest({256}).bytes() <= 99 * 1024);
 
 /// Where a backward call's arrays lie in the workspace.
 struct backward_memory {
@@ -34,23 +43,32 @@ struct backward_memory {
   }
 };
 
-/// dq, dk, dv and dsink of forward(); queued on `stream`.
+/// dq, dk, dv and dsink of forward(); queued on `stream`. A block may take `memory` bytes of
+/// shared memory.
 template <backward_policy P, class T, class O, class Mask, class Score>
 void backward(const saved<T, O>& in, const upstream<T>& up, const gradient_stores& grad,
               const Mask& mask, const block_map_view& map, const Score& score, const problem& p,
-              call_place place, bool ordered, workspace& scratch, cudaStream_t stream) {
-  const backward_memory memory{P, p};
-  scratch.reserve(memory.end, stream);
+              call_place place, bool ordered, int memory, workspace& scratch, cudaStream_t stream) {
+  if constexpr (constexpr auto smaller = modest(P);
+                may_lack_memory && smaller.bytes() < P.bytes()) {
+    if (memory < P.bytes()) {
+      return backward<smaller>(in, up, grad, mask, map, score, p, place, ordered, memory, scratch,
+                               stream);
+    }
+  }
+  require_block_memory("backward", P.bytes(), memory);
+  const backward_memory arrays{P, p};
+  scratch.reserve(arrays.end, stream);
   const int q_tiles = static_cast<int>((p.q_len + P.tile.q - 1) / P.tile.q);
   const int kv_tiles = static_cast<int>((p.kv_len + P.tile.kv - 1) / P.tile.kv);
   const int heads = static_cast<int>(p.q_heads);
   const index_t tiles = index_t{q_tiles} * heads * p.batch;
-  float* const lse2 = scratch.at<float>(memory.lse2);
-  float* const delta = scratch.at<float>(memory.delta);
-  float* const dq_sums = scratch.at<float>(memory.dq_sums);
+  float* const lse2 = scratch.at<float>(arrays.lse2);
+  float* const delta = scratch.at<float>(arrays.delta);
+  float* const dq_sums = scratch.at<float>(arrays.dq_sums);
 
-  const std::size_t cleared = place.first ? memory.dq_sums : memory.dq_done;
-  require_cuda(cudaMemsetAsync(scratch.at<void>(cleared), 0, memory.end - cleared, stream),
+  const std::size_t cleared = place.first ? arrays.dq_sums : arrays.dq_done;
+  require_cuda(cudaMemsetAsync(scratch.at<void>(cleared), 0, arrays.end - cleared, stream),
                "cudaMemsetAsync");
   if (place.first) {
     sum_rows(up.dout, in.out, in.lse, up.dlse, q_tiles * P.tile.q, lse2, delta, stream);
@@ -72,8 +90,8 @@ void backward(const saved<T, O>& in, const upstream<T>& up, const gradient_store
                    lse2,
                    delta,
                    dq_sums,
-                   scratch.at<int>(memory.dq_done),
-                   scratch.at<int>(memory.next_unit),
+                   scratch.at<int>(arrays.dq_done),
+                   scratch.at<int>(arrays.next_unit),
                    static_cast<int>(p.batch * p.kv_heads),
                    heads,
                    static_cast<int>(p.kv_heads),

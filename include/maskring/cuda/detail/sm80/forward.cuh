@@ -28,18 +28,19 @@ constexpr forward_policy roomy(forward_policy shape) {
 
 /// out = softmax(score(scale · q kᵀ) where mask) v and its log-sum-exp, continuing from
 /// `in.previous`; queued on `stream`. `map` lies in device memory, or has null rows: everything is
-/// visible.
+/// visible. A block may take `memory` bytes of shared memory.
 template <forward_policy P, class T, class O, class Mask, class Score>
 void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
-             const block_map_view& map, const Score& score, const problem& p, cudaStream_t stream) {
+             const block_map_view& map, const Score& score, const problem& p, int memory,
+             cudaStream_t stream) {
   using arguments = forward_arguments<P, T, Mask, Score>;
   if (p.q_len == 0) return;
   if constexpr (constexpr auto larger = roomy(P); larger.tile != P.tile) {
-    if (device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) >= larger.bytes() &&
-        map.tile.kv % larger.tile.kv == 0) {
-      return forward<larger>(in, out, mask, map, score, p, stream);
+    if (memory >= larger.bytes() && map.tile.kv % larger.tile.kv == 0) {
+      return forward<larger>(in, out, mask, map, score, p, memory, stream);
     }
   }
+  require_block_memory("forward", P.bytes(), memory);
   const work_order order =
       work_order::make(p, P.tile, device_attribute(cudaDevAttrMultiProcessorCount), false);
   const arguments args{in.q,
