@@ -14,7 +14,7 @@ void all_masks(Dims dims, index_t dim) {
     return;
   }
   cuda::workspace scratch;
-  const auto exec = cuda::on(nullptr, scratch, dims)
+  const auto exec = cuda::on(nullptr, scratch, cuda::unpacked(dims))
                         .with({.kernel = cuda::kernel::portable, .shared_memory = 99 * 1024});
   for (int mask = any_mask::full; mask <= any_mask::scattered; ++mask) {
     compare<bfloat16>(exec, {.mask = mask, .qk_dim = dim, .v_dim = dim}, score::none{});
