@@ -48,6 +48,11 @@ void all_masks(Dims dims, index_t dim) {
              score::none{});
 }
 
+/// Every other tile of keys: a row of the block map is as many runs.
+struct every_other_tile {
+  constexpr auto operator()(auto, auto, auto, auto kv) const { return floor_mod(kv, 256) < 128; }
+};
+
 } // namespace
 
 TEST_CASE("bfloat16, head dimension 64") { all_masks<bfloat16>(cuda::head_dims<64>, 64); }
@@ -92,6 +97,16 @@ TEST_CASE("score modifiers") {
     compare<bfloat16>(
         exec, {.mask = any_mask::full, .q_heads = 4, .q_len = 90, .kv_len = 130, .sink = true},
         any_score{kind});
+  }
+}
+
+// Whose turn at dq it is: the predecessor lies behind what the lanes of a warp look at together.
+TEST_CASE("rows of more runs than lanes") {
+  cuda::workspace scratch;
+  const auto exec = cuda::on(nullptr, scratch, cuda::head_dims<64>);
+  for (const index_t kv_len : {9000, 17000}) {
+    compare_with<bfloat16, true>(exec, {.q_len = 140, .kv_len = kv_len}, every_other_tile{},
+                                 score::none{});
   }
 }
 
