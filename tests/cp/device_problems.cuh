@@ -41,6 +41,7 @@ public:
         with_sink_{sink.extent(0) > 0} {
     // Copies of pageable memory may end after the call; the new stream does not wait for them.
     comm::detail::require_cuda(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
+    clear();
   }
 
   cudaStream_t stream() const { return stream_.get(); }
@@ -68,11 +69,15 @@ public:
     dq_.read(found.dq), dk_.read(found.dk), dv_.read(found.dv);
     return found;
   }
+  /// Leaves huge numbers in the results, so that whoever forgets one is found out; dsink is written
+  /// only where there is a sink.
   void clear() {
-    for (const auto& [data, bytes] : {out_.memory(), lse_.memory(), dq_.memory(), dk_.memory(),
-                                      dv_.memory(), dsink_.memory()}) {
+    const auto fill = [&](const auto& tensor) {
+      const auto [data, bytes] = tensor.memory();
       comm::detail::require_cuda(cudaMemsetAsync(data, 0x7f, bytes, stream()), "cudaMemsetAsync");
-    }
+    };
+    fill(out_), fill(lse_), fill(dq_), fill(dk_), fill(dv_);
+    if (with_sink_) fill(dsink_);
   }
 
   whole_results<O, G> found;

@@ -57,6 +57,17 @@ struct whole_results {
   tensor<float, 1> dsink;
 };
 
+/// Leaves no number in the results, so that whoever forgets one is found out; dsink is written only
+/// where there is a sink.
+template <class O, class G>
+void forget(whole_results<O, G>& r, bool with_sink) {
+  constexpr float nothing = std::numeric_limits<float>::quiet_NaN();
+  r.out.fill(static_cast<O>(nothing));
+  r.lse.fill(nothing);
+  for (tensor<G, 4>* gradient : {&r.dq, &r.dk, &r.dv}) gradient->fill(static_cast<G>(nothing));
+  if (with_sink) r.dsink.fill(nothing);
+}
+
 /// The largest difference of any result.
 template <class A, class B>
 double largest_error(const A& a, const B& b) {
@@ -100,9 +111,9 @@ whole_results<O, G> local_results(const whole_inputs<T>& in, const Mask& mask,
   return r;
 }
 
-/// The same problem over the ranks of a communicator: `make(comm)` gives the driver. Shards lie
-/// dense or swapped in memory, rank by rank in turn.
-template <class O, class G, class T, class Split, class Make>
+/// The same problem over the ranks of a communicator: `make(comm)` gives the driver, Exec{1} a
+/// rank's executor. Shards lie dense or swapped in memory, rank by rank in turn.
+template <class O, class G, class Exec = host, class T, class Split, class Make>
 whole_results<O, G> split_results(const whole_inputs<T>& in, const Split& split, Make make,
                                   comm::traffic* sent = nullptr, int repeats = 1) {
   whole_results<O, G> r{in.sizes};
@@ -119,16 +130,18 @@ whole_results<O, G> split_results(const whole_inputs<T>& in, const Split& split,
     mine.q_len = split.q.size(rank);
     mine.kv_len = split.kv.size(rank);
     whole_results<O, G> local{mine};
+    forget(local, static_cast<bool>(in.sink_view()));
+    const Exec exec{1};
     auto driver = make(c);
     for (int i = 0; i < repeats; ++i) {
       auto given = inputs{*q, *k, *v};
       given.sink = in.sink_view();
-      driver.forward(host{1}, given, results{*local.out, *local.lse});
+      driver.forward(exec, given, results{*local.out, *local.lse});
       auto kept = saved{*q, *k, *v, *local.out, *local.lse};
       kept.sink = given.sink;
       auto grad = gradients{*local.dq, *local.dk, *local.dv};
       if (given.sink) grad.dsink = *local.dsink;
-      driver.backward(host{1}, kept, upstream{*dout, *dlse}, grad);
+      driver.backward(exec, kept, upstream{*dout, *dlse}, grad);
     }
     const std::lock_guard lock{mutex};
     put_shard(r.out, local.out, split.q, rank);

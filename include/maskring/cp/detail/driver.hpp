@@ -201,9 +201,10 @@ protected:
         return out.with_sink(grad.dsink);
       }
     }();
-    if (!options_.accumulate && parts.queries) {
-      backend<Exec>::zero(exec, home.dq);
-      if (home.dsink) backend<Exec>::zero(exec, as_row(home.dsink));
+    if (!options_.accumulate && parts.queries) backend<Exec>::zero(exec, home.dq);
+    // Without queries there may be no call that writes it.
+    if (!options_.accumulate && (parts.queries || q_size() == 0) && home.dsink) {
+      backend<Exec>::zero(exec, as_row(home.dsink));
     }
     if (!options_.accumulate && parts.keys && parts.zero_keys) {
       backend<Exec>::zero(exec, home.dk);
