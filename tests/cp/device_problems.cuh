@@ -162,9 +162,9 @@ whole_results<O, G> device_split_results(const whole_inputs<T>& in, const Split&
                    });
         };
         both();
-        const int token = 0;
-        const auto meet = [&] { c.share(std::as_bytes(std::span{&token, 1})); };
         if (replays > 0) {
+          const int token = 0;
+          const auto meet = [&] { c.share(std::as_bytes(std::span{&token, 1})); };
           const comm::captured_graph graph = comm::capture(c, part.stream(), both);
           part.clear();
           part.wait();
@@ -173,8 +173,7 @@ whole_results<O, G> device_split_results(const whole_inputs<T>& in, const Split&
           part.wait();
           meet();
         }
-        part.read();
-        meet(); // nobody's memory goes before all have done
+        part.read(); // this rank's memory may go while others are at work
         const auto& local = part.found;
         const std::lock_guard lock{mutex};
         put_shard(r.out, local.out, split.q, rank);
