@@ -33,8 +33,8 @@ struct backend<testing::stepping_host> : backend<host> {
                             const block_map_view& map, const Score& score, const options& opt,
                             bool adds, bool first, bool last) {
     testing::tensor<float, 4>& sums = *exec.sums;
-    if (first) sums = testing::tensor<float, 4>{
-          {dq.extent(0), dq.extent(1), dq.extent(2), dq.extent(3)}};
+    if (first)
+      sums = testing::tensor<float, 4>{{dq.extent(0), dq.extent(1), dq.extent(2), dq.extent(3)}};
     if (!adds) zero(exec, keys.dk), zero(exec, keys.dv);
     testing::tensor<float, 1> dsink{{in.q.extent(1)}};
     gradients<float> to{*sums, keys.dk, keys.dv};
