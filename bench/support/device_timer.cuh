@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <chrono>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace bench {
@@ -61,13 +62,17 @@ public:
   cudaStream_t stream() const { return stream_; }
   void wait() const { require_cuda(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
 
-  /// The median time in milliseconds between events around `work()`, after warming up, over as many
-  /// runs as fit the budget (3 at least).
+  /// The median time in milliseconds between events around `work()`, after a pause and warming up,
+  /// over as many runs as fit the budget (3 at least).
+  ///
+  /// Without the pause a card at its power limit would still be throttled by what ran before.
   template <class Work>
   double median_ms(Work&& work, double budget_ms = 150) {
-    for (int i = 0; i < 2; ++i) once(work);
-    const double first = once(work);
-    const int runs = std::clamp(static_cast<int>(budget_ms / std::max(first, 1e-3)), 3, 200);
+    wait();
+    std::this_thread::sleep_for(std::chrono::milliseconds{500});
+    double last = 0;
+    for (double warm = 0; warm < 20; warm += last) last = std::max(once(work), 1e-3);
+    const int runs = std::clamp(static_cast<int>(budget_ms / last), 3, 200);
     std::vector<double> times;
     for (int i = 0; i < runs; ++i) times.push_back(once(work));
     return median(times);
