@@ -9,15 +9,17 @@
 
 #include <maskring/comm/local.cuh>
 #include <maskring/cp/all_gather.hpp>
+#include <maskring/cp/automatic.hpp>
 #include <maskring/cp/cuda.cuh>
 #include <maskring/cp/hybrid.hpp>
 #include <maskring/cp/ring.hpp>
 #include <maskring/cp/ulysses.hpp>
 #include <maskring/mask/window.hpp>
 
+#include <algorithm>
 #include <cstdio>
 #include <exception>
-#include <mutex>
+#include <vector>
 
 namespace {
 
@@ -26,8 +28,8 @@ using element = __nv_bfloat16;
 constexpr int dim = 128, heads = 16;
 
 struct pass_numbers {
-  double ms = 0;
-  double extra_mib = 0; ///< memory that a rank's driver keeps
+  double ms = 0, one_call_ms = 0, ratio = 0; ///< medians of the rounds
+  double extra_mib = 0;                      ///< memory that a rank's driver keeps
 };
 struct numbers {
   pass_numbers forward, backward;
@@ -91,32 +93,51 @@ double wall_ms(Work work, int runs) {
          runs;
 }
 
+/// One attention call over everything.
 template <class Mask>
-numbers single(const Mask& mask, mr::index_t seq, int runs, const mr::cuda::policy& policy) {
-  const tensors t{seq, 1};
-  const plain_stream stream;
-  mr::cuda::workspace scratch;
-  const auto exec =
-      mr::cuda::on(stream.get(), scratch, mr::cuda::unpacked(mr::cuda::head_dims<dim>))
-          .with(policy);
-  const auto map = mr::cuda::make_block_map(exec, mask, {1, heads, seq, seq});
-  const auto forward = [&] { mr::forward(exec, t.in(), t.out(), mask, map); };
-  const auto backward = [&] { mr::backward(exec, t.saved(), t.up(), t.grad(), mask, map); };
-  numbers out;
-  wall_ms(forward, 1);
-  out.forward.ms = wall_ms(forward, runs);
-  wall_ms(backward, 1);
-  out.backward.ms = wall_ms(backward, runs);
-  return out;
+class single {
+public:
+  single(const Mask& mask, mr::index_t seq, const mr::cuda::policy& policy)
+      : mask_{mask},
+        tensors_{seq, 1},
+        policy_{policy},
+        map_{mr::cuda::make_block_map(exec(), mask, {1, heads, seq, seq})} {
+    forward();
+    backward();
+  }
+  void forward() { mr::forward(exec(), tensors_.in(), tensors_.out(), mask_, map_); }
+  void backward() {
+    mr::backward(exec(), tensors_.saved(), tensors_.up(), tensors_.grad(), mask_, map_);
+  }
+
+private:
+  auto exec() {
+    return mr::cuda::on(stream_.get(), scratch_, mr::cuda::unpacked(mr::cuda::head_dims<dim>))
+        .with(policy_);
+  }
+
+  Mask mask_;
+  tensors tensors_;
+  plain_stream stream_;
+  mr::cuda::workspace scratch_;
+  mr::cuda::policy policy_;
+  mr::cuda::block_map map_;
+};
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
 }
 
-/// `make(comm)` gives a rank's driver, `tokens(rank)` the size of its shard.
-template <class Make, class Tokens>
+/// `make(comm)` gives a rank's driver, `tokens(rank)` the size of its shard. The ranks and `alone`
+/// take turns, since clocks drift.
+template <class Mask, class Make, class Tokens>
 numbers split(int ranks, int runs, const mr::cuda::policy& policy, Make make, Tokens tokens,
-              bool in_place) {
+              bool in_place, single<Mask>& alone) {
+  constexpr int rounds = 5;
   numbers out;
   const auto work = [&](mr::comm::local& c) {
-    const tensors t{tokens(c.rank()), static_cast<unsigned>(c.rank() + 2)};
+    const ::tensors t{tokens(c.rank()), static_cast<unsigned>(c.rank() + 2)};
     const plain_stream stream;
     mr::cuda::workspace scratch;
     const auto exec =
@@ -127,8 +148,7 @@ numbers split(int ranks, int runs, const mr::cuda::policy& policy, Make make, To
     const double before = c.rank() == 0 ? used_mib() : 0;
     meet();
     auto driver = make(c);
-    const auto measure = [&](const auto& pass) {
-      pass_numbers p;
+    const auto measure = [&](const auto& pass, const auto& whole) {
       const auto timed = [&](int count) {
         meet();
         const double ms = wall_ms(pass, count);
@@ -136,12 +156,19 @@ numbers split(int ranks, int runs, const mr::cuda::policy& policy, Make make, To
         return ms;
       };
       timed(1);
-      p.extra_mib = c.rank() == 0 ? (used_mib() - before) / ranks : 0;
-      p.ms = timed(runs);
-      return p;
+      const double extra = c.rank() == 0 ? (used_mib() - before) / ranks : 0;
+      std::vector<double> ms, one_call, ratio;
+      for (int i = 0; i < rounds; ++i) {
+        one_call.push_back(c.rank() == 0 ? wall_ms(whole, runs) : 1); // while the others wait
+        ms.push_back(timed(runs));
+        ratio.push_back(ms.back() / one_call.back());
+      }
+      return pass_numbers{median(ms), median(one_call), median(ratio), extra};
     };
-    const pass_numbers f = measure([&] { driver.forward(exec, t.in(), t.out()); });
-    const pass_numbers b = measure([&] { driver.backward(exec, t.saved(), t.up(), t.grad()); });
+    const pass_numbers f =
+        measure([&] { driver.forward(exec, t.in(), t.out()); }, [&] { alone.forward(); });
+    const pass_numbers b = measure([&] { driver.backward(exec, t.saved(), t.up(), t.grad()); },
+                                   [&] { alone.backward(); });
     if (c.rank() == 0) out = {f, b};
     meet();
   };
@@ -162,11 +189,10 @@ int main(int count, char** arguments) try {
       static_cast<double>(heads * zigzag.size(0) * dim) * sizeof(element) / (1 << 20);
 
   const auto compare = [&](const char* name, const auto& mask, int runs) {
-    // Each method beside a call measured just before, since clocks drift.
+    single alone{mask, seq, policy};
     const auto add = [&](const char* method, auto make, auto tokens, bool in_place = true) {
-      const numbers alone = single(mask, seq, runs, policy);
-      const numbers n = split(ranks, runs, policy, make, tokens, in_place);
-      const auto line = [&](const char* what, const pass_numbers& is, const pass_numbers& one) {
+      const numbers n = split(ranks, runs, policy, make, tokens, in_place, alone);
+      const auto line = [&](const char* what, const pass_numbers& is) {
         report.add(bench::record{}
                        .text("what", what)
                        .text("method", method)
@@ -174,15 +200,19 @@ int main(int count, char** arguments) try {
                        .integer("ranks", ranks)
                        .integer("seq", seq)
                        .number("ms", is.ms)
-                       .number("one_call_ms", one.ms)
-                       .number("ratio", is.ms / one.ms)
+                       .number("one_call_ms", is.one_call_ms)
+                       .number("ratio", is.ratio)
                        .number("extra_mib", is.extra_mib)
                        .number("extra_kv_shards", is.extra_mib / (2 * shard_mib)));
       };
-      line("forward", n.forward, alone.forward);
-      line("backward", n.backward, alone.backward);
+      line("forward", n.forward);
+      line("backward", n.backward);
     };
     const auto tokens = [&](int rank) { return zigzag.size(rank); };
+    const auto automatic = [&](mr::comm::local& c) {
+      return mr::cp::automatic{c, sizes, zigzag, mask};
+    };
+    add("automatic", automatic, tokens);
     const auto ring = [&](mr::comm::local& c) { return mr::cp::ring{c, sizes, zigzag, mask}; };
     add("ring", ring, tokens);
     add("ring, keys sent", ring, tokens, false);
@@ -199,8 +229,8 @@ int main(int count, char** arguments) try {
     const auto both = [&](mr::comm::local& c) { return mr::cp::hybrid{c, sizes, mesh, mask}; };
     add("hybrid", both, [&](int rank) { return mesh.size(rank); });
   };
-  compare("causal", mr::mask::causal{}, 3);
-  compare("sliding window 4096", mr::mask::sliding_window{4096}, 10);
+  compare("causal", mr::mask::causal{}, 1);
+  compare("sliding window 4096", mr::mask::sliding_window{4096}, 6);
 } catch (const std::exception& failure) {
   std::fprintf(stderr, "%s\n", failure.what());
   return 1;
