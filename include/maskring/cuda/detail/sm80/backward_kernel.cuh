@@ -202,7 +202,7 @@ private:
     add_to_queries(q_tile, tile.seen);
     if (args_.ordered) {
       pending_ = q_tile;
-      if (me_.warp != P.warps - 1) ptx::barrier_arrive(added, threads);
+      if (!in_step && me_.warp != P.warps - 1) ptx::barrier_arrive(added, threads);
     }
     if constexpr (in_step) {
       ptx::wait_copies<0>();
@@ -265,10 +265,11 @@ private:
   }
 
   /// Lets the next block add to the query tile that this block added to in its last step. The last
-  /// warp does so where it would wait anyway, when all warps have added.
+  /// warp does so where it would wait anyway, when all warps have added: those that keep step have
+  /// met since.
   __device__ void pass_on() {
     if (pending_ >= 0 && me_.warp == P.warps - 1) {
-      ptx::barrier_sync(added, threads);
+      if constexpr (!in_step) ptx::barrier_sync(added, threads);
       if (at::lane() == 0) dq_turn::pass_on(args_.dq_done + row_of(pending_), kv_tile_);
     }
     pending_ = -1;

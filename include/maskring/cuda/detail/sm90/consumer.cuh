@@ -316,6 +316,7 @@ private:
   }
   /// What the scores just formed were made of: the keys, and the queries if they were the last.
   __device__ void release_scored(tile_note note) {
+    __syncwarp(); // all lanes have read the note, which goes with the keys
     release(smem_.k_slots[k_cursor_.stage()]);
     k_cursor_.advance();
     if (note.last() && !copying_warp()) release(smem_.q_slots[q_cursor_.stage()]);
