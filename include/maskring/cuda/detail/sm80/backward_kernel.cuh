@@ -101,8 +101,8 @@ private:
         step<false>(tile, walk);
       }
     }
-    pass_on();
     __syncthreads();
+    pass_on();
   }
 
   /// Starts copying what the group alone reads to the end of a step: the weights' group output
@@ -172,8 +172,10 @@ private:
       work.weigh(s, seen, kept);
       ptx::barrier_sync(weights_stored, group_threads);
       ptx::barrier_arrive(weights_ready, threads);
+      if constexpr (in_step) count_barrier();
       if constexpr (P.stages == 2) fetch_next();
     } else {
+      if (!in_step && pending_ >= 0) ptx::barrier_sync(added, threads);
       pass_on(); // only now: what was added has long arrived, the fence is short
       ptx::barrier_sync(weights_ready, threads);
       if constexpr (P.stages == 2) fetch_next();
@@ -200,18 +202,24 @@ private:
       }
     }
     add_to_queries(q_tile, tile.seen);
-    if (args_.ordered) {
-      pending_ = q_tile;
-      if (!in_step && me_.warp != P.warps - 1) ptx::barrier_arrive(added, threads);
-    }
+    if (args_.ordered) pending_ = q_tile;
     if constexpr (in_step) {
       ptx::wait_copies<0>();
       __syncthreads();
     } else if (me_.of_weights()) {
       ptx::barrier_sync(queries_ready, threads);
+      if (args_.ordered && !next.done()) {
+        ptx::barrier_arrive(added, threads);
+        count_barrier();
+      }
     }
     if constexpr (P.stages == 2) stage_ = 1 - stage_;
   }
+
+  /// A barrier that the weights' warps, who have just met, do not need: the other group has waited
+  /// at one more. racecheck (compute-sanitizer of CUDA 13.0) orders the accesses of two warps by
+  /// how many barriers each has waited at, whichever these were.
+  __device__ void count_barrier() const { ptx::barrier_sync(weights_stored, group_threads); }
 
   /// What the mask leaves of the tile's blocks.
   template <bool Masked>
@@ -264,13 +272,11 @@ private:
     }
   }
 
-  /// Lets the next block add to the query tile that this block added to in its last step. The last
-  /// warp does so where it would wait anyway, when all warps have added: those that keep step have
-  /// met since.
+  /// Lets the next block add to the query tile that this block added to in its last step; after a
+  /// barrier since. The last warp does so where it would wait anyway.
   __device__ void pass_on() {
-    if (pending_ >= 0 && me_.warp == P.warps - 1) {
-      if constexpr (!in_step) ptx::barrier_sync(added, threads);
-      if (at::lane() == 0) dq_turn::pass_on(args_.dq_done + row_of(pending_), kv_tile_);
+    if (pending_ >= 0 && me_.warp == P.warps - 1 && at::lane() == 0) {
+      dq_turn::pass_on(args_.dq_done + row_of(pending_), kv_tile_);
     }
     pending_ = -1;
   }

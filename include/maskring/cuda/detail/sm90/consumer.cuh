@@ -56,7 +56,7 @@ public:
     ptx::wgmma_wait<0>(s);
     for (;;) {
       const item_score score = score_at(args_.score, item.batch, item.head);
-      tile_note note = smem_.notes[k_cursor_.stage()];
+      tile_note note = take_note();
       release_scored(note);
       float factor[2];
       // Only what earlier calls left can be there to be rescaled.
@@ -115,7 +115,7 @@ private:
     multiply_values(p, out);
     give_turn();
     // Asked here, where the answers may take their time.
-    const tile_note note = smem_.notes[k_cursor_.stage()];
+    const tile_note note = take_note();
     const bool arrived = next_keys_arrived();
     if constexpr (weight_sets == 1) {
       ptx::wgmma_wait<0>(s, out, p);
@@ -133,6 +133,13 @@ private:
     }
     if (raised) scale_rows(out, factor);
     return note;
+  }
+
+  /// What the producer says of the keys at hand, read by the lane that gives them back.
+  __device__ tile_note take_note() const {
+    std::uint32_t bits = 0;
+    if (lane_ == 0) bits = smem_.notes[k_cursor_.stage()].bits;
+    return {__reduce_or_sync(~0u, bits)};
   }
 
   __device__ bool next_keys_arrived() {
@@ -182,7 +189,7 @@ private:
     stage_rows<typename Arguments::output_type, layout>(tile, 16 * strip_, lane_here(), out);
     ::cuda::ptx::fence_proxy_async(::cuda::ptx::space_shared);
     ptx::barrier_sync(group_barrier(), 128);
-    if (copying_warp() && lane_ == 0) {
+    if (copying_warp() && lane_here() == 0) {
 #pragma unroll
       for (int c = 0; c < layout.chunks(); ++c) {
         ptx::store_box(args_.copied_out,
@@ -197,7 +204,7 @@ private:
   /// Gives the place of the queries before back once the copy engine has read the results there.
   __device__ void finish_copy() {
     if constexpr (Arguments::copies_out) {
-      if (!copying_warp() || lane_ != 0 || q_cursor_.index == 0) return;
+      if (!copying_warp() || lane_here() != 0 || q_cursor_.index == 0) return;
       ::cuda::ptx::cp_async_bulk_wait_group_read(::cuda::ptx::n32_t<0>{});
       ptx::arrive(smem_.q_slots[finished_queries().stage()].empty);
     }
@@ -316,7 +323,6 @@ private:
   }
   /// What the scores just formed were made of: the keys, and the queries if they were the last.
   __device__ void release_scored(tile_note note) {
-    __syncwarp(); // all lanes have read the note, which goes with the keys
     release(smem_.k_slots[k_cursor_.stage()]);
     k_cursor_.advance();
     if (note.last() && !copying_warp()) release(smem_.q_slots[q_cursor_.stage()]);

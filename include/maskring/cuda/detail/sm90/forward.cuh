@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(Arguments::policy.threads(), 1)
     ptx::release_registers<P.producer_registers()>();
     if (threadIdx.x == 0) produce(args, smem);
     if (threadIdx.x == 32) schedule(args, smem);
-    if (threadIdx.x >= 64) judge_blocks(args, smem, warp() - 2);
+    if (threadIdx.x >= 32 * first_judge) judge_blocks(args, smem);
   } else {
     ptx::acquire_registers<P.consumer_registers()>();
     consumer<Arguments>{args, smem, warp() / 4 - 1}.run();

@@ -9,7 +9,7 @@
 
 #include <maskring/cuda/detail/kept_scores.cuh>
 #include <maskring/cuda/detail/sm90/arguments.cuh>
-#include <maskring/cuda/detail/sm90/tile_walk.cuh>
+#include <maskring/cuda/detail/sm90/judge_place.cuh>
 
 #include <algorithm>
 #include <cstdint>
@@ -20,66 +20,66 @@ namespace maskring::cuda::detail::sm90 {
 /// What the mask keeps of the block of queries [q, q + rows) and keys [kv, kv + keys). Rows and
 /// keys past the end count as hidden.
 template <class Arguments>
-__device__ verdict block_verdict(const Arguments& args, const work_item& item, int q, int rows,
+__device__ verdict block_verdict(const Arguments& args, int batch, int head, int q, int rows,
                                  int kv, int keys) {
   if (q >= args.q_len || kv >= args.kv_len) return verdict::none;
   const verdict inside = verdict_of(args.mask, {.q = {q, min(q + rows, args.q_len) - 1},
                                                 .kv = {kv, min(kv + keys, args.kv_len) - 1},
-                                                .batch = item.batch,
-                                                .head = item.head});
+                                                .batch = batch,
+                                                .head = head});
   return inside == verdict::all && kv + keys > args.kv_len ? verdict::some : inside;
 }
 
-/// A warp: writes which elements of a strip's blocks are kept. `some` blocks are partial and
-/// `all` kept; returns those of `some` that it has dealt with.
+/// A warp: writes which elements of the blocks of strip `strip` are kept. `some` blocks are partial
+/// and `all` kept; returns those of `some` that it has dealt with.
 ///
 /// Of few partial blocks every element is looked at. Of many, only whether whole rows are kept, as
 /// where a border between documents crosses the strip.
 template <class Arguments, int Words>
-__device__ std::uint32_t judge_strip(const Arguments& args, const work_item& item, int q, int kv,
-                                     std::uint32_t some, std::uint32_t all,
+__device__ std::uint32_t judge_strip(const Arguments& args, const judge_place<Arguments>& place,
+                                     int strip, std::uint32_t some, std::uint32_t all,
                                      std::uint32_t (&out)[Words][32]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
   std::uint32_t bits[Words];
-#pragma unroll
-  for (int w = 0; w < Words; ++w) bits[w] = spread(all, w);
   if (__popc(some) > blocks_judged) {
     const int first = __ffs(some) - 1, end = 32 - __clz(some);
-    const verdict row =
-        block_verdict(args, item, q + lane % 16, 1, kv + 16 * first, 16 * (end - first));
+    const int q = place.first_query() + 16 * strip + warp_words::lane_here() % 16;
+    const verdict row = block_verdict(args, place.batch(), place.head(), q, 1,
+                                      place.first_key() + 16 * first, 16 * (end - first));
     const std::uint32_t kept = __ballot_sync(~0u, row == verdict::all);
-    if (__any_sync(~0u, row == verdict::some)) {
-      some = 0;
-    } else {
-      const std::uint32_t rows =
-          (kept >> lane / 4 & 1) * 0x33333333 | (kept >> (lane / 4 + 8) & 1) * 0xcccccccc;
+    if (__any_sync(~0u, row == verdict::some)) some = 0;
+    const int lane = warp_words::lane_here();
+    const std::uint32_t rows =
+        (kept >> lane / 4 & 1) * 0x33333333 | (kept >> (lane / 4 + 8) & 1) * 0xcccccccc;
 #pragma unroll
-      for (int w = 0; w < Words; ++w) bits[w] |= spread(some, w) & rows;
-    }
+    for (int w = 0; w < Words; ++w) bits[w] = spread(all, w) | (spread(some, w) & rows);
   } else {
+#pragma unroll
+    for (int w = 0; w < Words; ++w) bits[w] = spread(all, w);
+    const int lane = warp_words::lane_here();
     add_elements(args, some,
-                 {item.batch, item.head, q + fragment_layout::first_row(lane),
-                  kv + fragment_layout::first_column(lane)},
+                 {place.batch(), place.head(),
+                  place.first_query() + 16 * strip + fragment_layout::first_row(lane),
+                  place.first_key() + fragment_layout::first_column(lane)},
                  bits);
   }
 #pragma unroll
-  for (int w = 0; w < Words; ++w) out[w][lane] = bits[w];
+  for (int w = 0; w < Words; ++w) out[w][warp_words::lane_here()] = bits[w];
   return some;
 }
 
 /// One warp of two: writes its share of the verdicts of a tile's blocks.
 template <class Arguments>
-__device__ void judge_tile(const Arguments& args, const work_item& item, int tile, int warp,
+__device__ void judge_tile(const Arguments& args, const judge_place<Arguments>& place,
                            block_verdicts<Arguments::policy>& out) {
   constexpr forward_policy P = Arguments::policy;
   using verdicts = block_verdicts<P>;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int tile_q = item.q_tile * P.tile.q, tile_kv = tile * P.tile.kv;
 #pragma unroll 1
-  for (int word = warp; word < verdicts::words; word += judges) {
-    const int block = 32 * word + lane;
-    const verdict v = block_verdict(args, item, tile_q + block / verdicts::columns * 16, 16,
-                                    tile_kv + block % verdicts::columns * 16, 16);
+  for (int word = warp_words::thread_here() / 32 - first_judge; word < verdicts::words;
+       word += judges) {
+    const int block = 32 * word + warp_words::lane_here();
+    const verdict v = block_verdict(args, place.batch(), place.head(),
+                                    place.first_query() + block / verdicts::columns * 16, 16,
+                                    place.first_key() + block % verdicts::columns * 16, 16);
     std::uint32_t some = __ballot_sync(~0u, v == verdict::some);
     const std::uint32_t all = __ballot_sync(~0u, v == verdict::all);
 #pragma unroll 1
@@ -87,35 +87,25 @@ __device__ void judge_tile(const Arguments& args, const work_item& item, int til
       const int strip = (32 * word + first) / verdicts::columns;
       const std::uint32_t kept = all >> first & verdicts::every_block;
       if (kept == verdicts::every_block) continue;
-      const std::uint32_t found =
-          judge_strip(args, item, tile_q + 16 * strip, tile_kv,
-                      some >> first & verdicts::every_block, kept, out.kept[strip]);
+      const std::uint32_t found = judge_strip(
+          args, place, strip, some >> first & verdicts::every_block, kept, out.kept[strip]);
       some &= ~(found << first);
     }
-    if (lane == 0) out.some[word] = some, out.all[word] = all;
+    if (warp_words::lane_here() == 0) out.some[word] = some, out.all[word] = all;
   }
 }
 
-/// Warp `warp` of the judges: its share of every partial tile of every item, in the consumers'
-/// order.
+/// A warp of the judges: its share of every partial tile of every item, in the consumers' order.
 template <class Arguments>
-__device__ void judge_blocks(const Arguments& args, forward_storage<Arguments::policy>& smem,
-                             int warp) {
-  constexpr forward_policy P = Arguments::policy;
-  ring_cursor<P.stages> cursor;
-  for (std::uint32_t work_round = 0;; ++work_round) {
-    const work_item item = smem.take_work(work_round);
-    if (!item.valid()) return;
-    if (item.sees_nothing()) continue;
-    for (tile_walk walk{args, item, P.tile.kv};; walk.advance()) {
-      if (walk.partial()) {
-        slot_barriers& slot = smem.verdict_slots[cursor.stage()];
-        slot.wait_empty(cursor.round());
-        judge_tile(args, item, walk.tile(), warp, smem.verdicts[cursor.stage()]);
-        ptx::arrive(slot.full);
-        cursor.advance();
-      }
-      if (walk.last()) break;
+__device__ void judge_blocks(const Arguments& args, forward_storage<Arguments::policy>& smem) {
+  judge_place place{args};
+  while (place.take_item(smem)) {
+    for (; !place.done(); place.advance()) {
+      const auto cursor = place.cursor();
+      slot_barriers& slot = smem.verdict_slots[cursor.stage()];
+      slot.wait_empty(cursor.round());
+      judge_tile(args, place, smem.verdicts[cursor.stage()]);
+      ptx::arrive(slot.full);
     }
   }
 }

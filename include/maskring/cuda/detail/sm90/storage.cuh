@@ -50,6 +50,7 @@ struct ring_cursor {
 };
 
 inline constexpr int judges = 2; ///< warps of the producer's group that have nothing else to do
+inline constexpr int first_judge = 2;   ///< the number of the first one's warp
 inline constexpr int blocks_judged = 2; ///< partial blocks of a strip whose elements judges look at
 
 /// What the judges find of a partial tile, for each strip of 16 queries (a consumer warp's rows)
