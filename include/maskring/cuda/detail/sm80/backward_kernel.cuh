@@ -272,8 +272,8 @@ private:
     }
   }
 
-  /// Lets the next block add to the query tile that this block added to in its last step; after a
-  /// barrier since. The last warp does so where it would wait anyway.
+  /// Lets the next block add to the query tile that this block added to in its last step; this
+  /// block's warps must have met since. The last one does so where it would wait anyway.
   __device__ void pass_on() {
     if (pending_ >= 0 && me_.warp == P.warps - 1 && at::lane() == 0) {
       dq_turn::pass_on(args_.dq_done + row_of(pending_), kv_tile_);

@@ -29,7 +29,7 @@ struct forward_policy {
   constexpr int consumer_registers() const {
     return consumers() == 1 ? 256 : consumers() == 2 ? (spares_registers() ? 224 : 232) : 160;
   }
-  /// Whether judges look at elements; with fewer registers they spill.
+  /// Whether judges look at elements; with 32 registers they spill, with 40 it is untried.
   constexpr bool judges_elements() const { return producer_registers() >= 56; }
   /// Whether two groups leave registers over, which judges can use.
   constexpr bool spares_registers() const { return v_dim <= 128 && tile.kv <= 128; }
