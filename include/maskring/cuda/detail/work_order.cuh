@@ -27,24 +27,26 @@ struct work_item {
 /// The order in which query tiles of heads are worked on.
 ///
 /// Heads that share keys are taken together, one such group after the other: whatever the length,
-/// the blocks at work read the keys of one or two of them, which the L2 cache holds, and power goes
-/// to the products rather than to memory. Within a group the longest query tiles come first; those
-/// of all the last groups together, so that short ones fill the gaps at the end. Of maps that do
-/// not know them the last ones come first, which are the longest under causal masks.
+/// the blocks at work read the keys of a few of them, which the L2 cache holds, and power goes to
+/// the products rather than to memory. Within a group the longest query tiles come first. The
+/// shortest ones of all heads come at the end, where they fill the gaps that others leave. Of maps
+/// that do not know them the last ones count as the longest, as they are under causal masks.
 struct work_order {
   int q_tiles, heads, batches;
-  int group;   ///< query heads to a key head
-  int leading; ///< heads dealt group by group, before the others
+  int group; ///< query heads to a key head
+  int early; ///< query tiles of each head that are dealt group by group, before the others
 
   /// @param followed other calls fill the gaps at the end, or there are none.
   static work_order make(const problem& p, tile_shape tile, int processors, bool followed) {
     const index_t q_tiles = (p.q_len + tile.q - 1) / tile.q;
-    const index_t rows = p.q_heads * p.batch, group = p.group();
-    // With fewer items at the end short ones cannot fill the gaps that long ones leave.
-    const index_t even = 8 * processors / std::max<index_t>(1, q_tiles * group);
-    const index_t ending = followed ? 1 : std::max<index_t>(even, 1);
+    const index_t rows = p.q_heads * p.batch;
+    // With fewer items at the end short ones cannot fill the gaps that long ones leave; with more
+    // of them keys are read from memory again.
+    constexpr index_t ending = 4;
+    const index_t late =
+        followed || rows == 0 ? 0 : std::min((ending * processors + rows - 1) / rows, q_tiles);
     return {static_cast<int>(q_tiles), static_cast<int>(p.q_heads), static_cast<int>(p.batch),
-            static_cast<int>(group), static_cast<int>(std::max<index_t>(rows - ending * group, 0))};
+            static_cast<int>(p.group()), static_cast<int>(q_tiles - late)};
   }
 
   __host__ __device__ int count() const { return q_tiles * heads * batches; }
@@ -64,12 +66,14 @@ struct work_order {
 
   /// Item `index` of those there are, in the order that needs no map.
   __device__ work_item last_first(int index) const {
-    const bool leads = index < leading * q_tiles;
-    const int first = leads ? index / (group * q_tiles) * group : leading;
-    const int width = leads ? group : heads * batches - leading;
-    const int within = index - first * q_tiles;
+    const int all = heads * batches;
+    const bool leads = index < early * all;
+    const int first = leads ? index / (group * early) * group : 0;
+    const int width = leads ? group : all;
+    const int within = index - early * (leads ? first : all);
     const int head = first + within % width;
-    return {head / heads, head % heads, q_tiles - 1 - within / width, 0, 1};
+    const int rank = within / width + (leads ? 0 : early);
+    return {head / heads, head % heads, q_tiles - 1 - rank, 0, 1};
   }
 };
 
