@@ -116,7 +116,8 @@ public:
     const mr::map_shape shape{size.batch, size.heads, size.seq, size.seq};
     const auto map = mr::cuda::make_block_map(exec, mask, shape);
     const auto forward_map = mr::cuda::make_block_map(
-        exec, mask, shape, mr::cuda::forward_tile<Mask>(exec, mr::index_t{Dim}, mr::index_t{Dim}));
+        exec, mask, shape,
+        mr::cuda::forward_tile<Mask, Score>(exec, mr::index_t{Dim}, mr::index_t{Dim}));
     const double flops =
         4 * kept_pairs(on_host, size.seq) * Dim * static_cast<double>(size.batch * size.heads);
     const auto add = [&](const char* what, double ms, double work) {

@@ -100,6 +100,7 @@ struct attention_case {
   index_t batch = 1, q_heads = 2, kv_heads = 2, q_len = 150, kv_len = 150, qk_dim = 64, v_dim = 64;
   layout order = layout::dense;
   bool sink = false, dlse = false;
+  tile_shape tile{.q = 0, .kv = 0}; ///< of a block map made beforehand, if not 0
 };
 
 /// By how much the error may exceed the straightforward computation's.
@@ -164,7 +165,13 @@ void compare_with(const Executor& exec, const attention_case& c, const Mask& mas
     grad = grad.with_sink(*d_dsink);
   }
   if (c.dlse) up.dlse = *ddlse;
-  forward(exec, in, results{*d_out, *d_lse}, mask, score);
+  if (c.tile.q > 0) {
+    const map_shape shape{c.batch, c.q_heads, c.q_len, c.kv_len};
+    const auto map = cuda::make_block_map(exec, mask, shape, c.tile);
+    forward(exec, in, results{*d_out, *d_lse}, mask, map.view(), score);
+  } else {
+    forward(exec, in, results{*d_out, *d_lse}, mask, score);
+  }
   d_out.read(out), d_lse.read(lse);
   CHECK(max_error(lse, expected.lse) < 2e-3);
   const auto close = [&](const char* name, const auto& got, const auto& straight, const auto& exact,

@@ -83,6 +83,31 @@ TEST_CASE("score modifiers that are asked by distance, past the ends too") {
   compare_with<float16, false>(exec, c, causal, score::relative{} >> score::softcap{5});
 }
 
+TEST_CASE("a softcap, with maps made for it and without regard to it") {
+  if (!is_hopper()) return;
+  cuda::workspace scratch;
+  const auto exec = cuda::on(nullptr, scratch, cuda::unpacked(cuda::head_dims<128>))
+                        .with({.kernel = cuda::kernel::hopper});
+  using scores = score::softcap;
+  const score::softcap cap{5};
+  const any_mask causal{any_mask::causal};
+  const auto best = cuda::forward_tile<any_mask, scores>(exec, index_t{128}, index_t{128});
+  const auto plain = cuda::forward_tile<any_mask>(exec, index_t{128}, index_t{128});
+  CHECK(best != plain);
+  attention_case c{
+      .q_heads = 4, .kv_heads = 2, .q_len = 701, .kv_len = 677, .qk_dim = 128, .v_dim = 128};
+  for (const tile_shape tile : {tile_shape{.q = 0, .kv = 0}, best, plain}) {
+    c.tile = tile;
+    compare_with<bfloat16, false>(exec, c, causal, cap);
+    compare_with<float16, false>(exec, c, causal, cap);
+  }
+  c.tile = {.q = 0, .kv = 0};
+  c.q_len = c.kv_len = 700;
+  c.sink = true;
+  compare_with<bfloat16, false>(exec, c, packed{}, cap);
+  compare_with<bfloat16, false>(exec, c, mask::full{}, cap);
+}
+
 TEST_CASE("bfloat16, head dimension 64") { all_masks<bfloat16>(cuda::head_dims<64>, 64, 64); }
 TEST_CASE("bfloat16, head dimension 96") { all_masks<bfloat16>(cuda::head_dims<96>, 96, 96); }
 TEST_CASE("bfloat16, head dimension 128") { all_masks<bfloat16>(cuda::head_dims<128>, 128, 128); }

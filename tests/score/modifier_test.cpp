@@ -220,6 +220,18 @@ TEST_CASE("modifiers of distance are the same when asked from a pair near by") {
   static_assert(!local_score<score::alibi>); // its slope is the head's
 }
 
+TEST_CASE("a softcap takes in the factors before and behind it") {
+  const score::softcap cap{30};
+  const auto scaled = cap.from(7, 5).scaled(0.25f, 3.0f);
+  for (const double s : {-400.0, -20.0, -0.5, 0.0, 1.5, 60.0, 1000.0}) {
+    CHECK(scaled(static_cast<float>(s), 8, 9) ==
+          doctest::Approx(3 * 30 * std::tanh(0.25 * s / 30)).epsilon(1e-5));
+  }
+  static_assert(uses_special_functions<score::softcap>);
+  static_assert(uses_special_functions<decltype(score::relative{} >> cap)>);
+  static_assert(!uses_special_functions<score::relative>);
+}
+
 TEST_CASE("score modifiers refuse bad arguments") {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   CHECK_THROWS_WITH_AS(score::alibi{0}, "maskring: alibi: heads is 0, expected 1 or more",

@@ -37,23 +37,33 @@ void run_forward(const Executor& exec, const inputs<T>& in, const results<O>& ou
   };
   const bool hopper_only = exec.policy().kernel == kernel::hopper;
   if constexpr (!std::is_same_v<T, float> && sm90::may_target_hopper) {
-    constexpr auto shape = sm90::preferred_policy<Mask>(Dim::qk, Dim::v);
-    const bool wanted = exec.policy().kernel != kernel::portable;
-    if (wanted && sm90::supported(shape, in, out, p, map != nullptr ? *map : block_map_view{}) &&
-        sm90::compiled_for_hopper()) {
+    const bool wanted = exec.policy().kernel != kernel::portable && sm90::compiled_for_hopper();
+    const auto computed = [&](auto shape) {
+      constexpr sm90::forward_policy policy = shape();
+      if (!wanted ||
+          !sm90::supported(policy, in, out, p, map != nullptr ? *map : block_map_view{})) {
+        return false;
+      }
       const auto hopper = [&](const block_map_view& tiles) {
         exec.workspace().reserve(1, exec.stream());
         with_packed_heads<Dims>(in, out, mask, tiles, score, p, [&](const auto&... call) {
-          sm90::forward<shape>(call..., exec.workspace().counters(), exec.policy().accompanied,
-                               exec.stream());
+          sm90::forward<policy>(call..., exec.workspace().counters(), exec.policy().accompanied,
+                                exec.stream());
         });
       };
       if (map != nullptr) {
         hopper(*map);
       } else {
-        with_block_map("forward", exec, mask, p, shape.tile, hopper);
+        with_block_map("forward", exec, mask, p, policy.tile, hopper);
       }
-      return;
+      return true;
+    };
+    constexpr auto best = [] { return sm90::preferred_policy<Mask, Score>(Dim::qk, Dim::v); };
+    constexpr auto plain = [] { return sm90::preferred_policy<Mask>(Dim::qk, Dim::v); };
+    if (computed(best)) return;
+    // Maps may have been made for calls without the modifier.
+    if constexpr (best().tile != plain().tile) {
+      if (map != nullptr && computed(plain)) return;
     }
   }
   maskring::detail::require(!hopper_only,
@@ -131,7 +141,10 @@ namespace cuda {
 /// The tile for block maps of forward calls with this mask and these head dimensions: the one that
 /// the fastest kernel on the current device takes. The portable kernel takes any multiple of
 /// 128 × 128, as do all backward kernels.
-template <class Mask, class Dims>
+///
+/// Calls with a score modifier take maps made without regard to it, but those of
+/// `uses_special_functions` are faster if it is named.
+template <class Mask, class Score = score::none, class Dims>
 tile_shape forward_tile(const executor<Dims>& exec, index_t qk_dim, index_t v_dim) {
   tile_shape tile{128, 128};
   if constexpr (detail::sm90::may_target_hopper) {
@@ -140,7 +153,7 @@ tile_shape forward_tile(const executor<Dims>& exec, index_t qk_dim, index_t v_di
     p.v_dim = v_dim;
     detail::with_head_dim("forward_tile", p, Dims{}, [&](auto dim) {
       constexpr auto shape =
-          detail::sm90::preferred_policy<Mask>(decltype(dim)::qk, decltype(dim)::v);
+          detail::sm90::preferred_policy<Mask, Score>(decltype(dim)::qk, decltype(dim)::v);
       if (exec.policy().kernel != kernel::portable && shape.valid() &&
           detail::device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
           detail::sm90::compiled_for_hopper()) {
@@ -152,7 +165,7 @@ tile_shape forward_tile(const executor<Dims>& exec, index_t qk_dim, index_t v_di
 }
 
 /// The same for a call with these tensors, whose strides may leave it to the portable kernel.
-template <class Mask, class Dims, class T, class O>
+template <class Mask, class Score = score::none, class Dims, class T, class O>
 tile_shape forward_tile(const executor<Dims>& exec, const inputs<T>& in, const results<O>& out) {
   tile_shape tile{128, 128};
   if constexpr (!std::is_same_v<T, float> && detail::sm90::may_target_hopper) {
@@ -162,7 +175,7 @@ tile_shape forward_tile(const executor<Dims>& exec, const inputs<T>& in, const r
     const problem p = maskring::detail::check_inputs("forward_tile", in, {});
     detail::with_head_dim("forward_tile", p, Dims{}, [&](auto dim) {
       constexpr auto shape =
-          detail::sm90::preferred_policy<Mask>(decltype(dim)::qk, decltype(dim)::v);
+          detail::sm90::preferred_policy<Mask, Score>(decltype(dim)::qk, decltype(dim)::v);
       if (exec.policy().kernel != kernel::portable && detail::sm90::compiled_for_hopper() &&
           detail::sm90::supported(shape, q_k_v, to, p, block_map_view{})) {
         tile = shape.tile;

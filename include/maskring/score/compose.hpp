@@ -21,6 +21,8 @@ template <score_mod First, score_mod Second>
 struct then {
   First first;
   Second second;
+  static constexpr bool special_functions =
+      uses_special_functions<First> || uses_special_functions<Second>;
 
   constexpr auto operator()(auto s, int b, int h, int q, int kv) const {
     return second(first(s, b, h, q, kv), b, h, q, kv);

@@ -45,11 +45,20 @@ constexpr auto score_at(const S& score, int batch, int head) {
 /// a functor of a score and of how many positions further on its query and key are, `(s, dq, dkv)`.
 /// Kernels ask for it once a tile, so what depends on the place of the tile is not computed for
 /// each element. They ask about pairs past the ends of the sequence too, so it must read nothing
-/// there.
+/// there. If the functor has `scaled(before, after)`, that is after · functor(before · s, …) with
+/// the products computed beforehand; kernels put their own factors there.
 template <class S>
 concept local_score = score_mod<S> && requires(const S score, float s, int i) {
   { score.from(i, i)(s, i, i) } -> std::convertible_to<float>;
 };
+
+/// Whether a score modifier takes the special function unit (tanh, exp) for each element, by its
+/// member `special_functions`: kernels may then take another shape.
+template <score_mod S>
+inline constexpr bool uses_special_functions = [] {
+  if constexpr (requires { S::special_functions; }) return bool{S::special_functions};
+  return false;
+}();
 
 namespace score {
 

@@ -7,6 +7,16 @@
 
 namespace maskring::score {
 
+/// after · tanh(before · s): a softcap with other factors taken in.
+struct scaled_tanh {
+  float before, after;
+  template <class Score>
+  constexpr Score operator()(Score s, int, int) const {
+    using real = detail::real<Score>;
+    return static_cast<real>(after) * tanh(static_cast<real>(before) * s);
+  }
+};
+
 /// cap · tanh(s / cap) (Gemma 2, 2024, after I. Bello et al., 2016).
 class softcap {
 public:
@@ -25,7 +35,11 @@ public:
     const real one_cap = sizeof(real) < 8 ? real{one_cap_} : real{1} / cap;
     return cap * tanh(s * one_cap);
   }
+  static constexpr bool special_functions = true;
   constexpr softcap from(int, int) const { return *this; }
+  constexpr scaled_tanh scaled(float before, float after) const {
+    return {before * one_cap_, after * cap_};
+  }
   friend constexpr bool operator==(softcap, softcap) = default;
 
 private:

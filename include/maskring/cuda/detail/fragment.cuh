@@ -65,6 +65,8 @@ __device__ inline void apply_score(float (&s)[Count], const Score& score, float 
       s[i] = static_cast<float>(score(Number{s[i] * scale}, at.batch, at.head,
                                       row(at.q + 8 * fragment_layout::row(i)),
                                       column(at.kv + fragment_layout::column(i))));
+      // Loads from tables ahead of all scores would take as many registers.
+      if (learnable_score<Score> && i % 16 == 15) __syncwarp();
     }
   };
   if (at.q + 8 < q_len && at.kv + fragment_layout::column(Count - 1) < kv_len) {

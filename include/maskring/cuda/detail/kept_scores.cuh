@@ -12,16 +12,17 @@
 
 namespace maskring::cuda::detail {
 
-/// What the mask keeps of the block of queries [q, q + 16) and keys [kv, kv + 16). Rows and keys
-/// past the end count as hidden. `args` holds the mask and the lengths.
+/// What the mask keeps of the block of queries [q, q + rows) and keys [kv, kv + keys). Rows and
+/// keys past the end count as hidden. `args` holds the mask and the lengths.
 template <class Arguments>
-__device__ verdict block_verdict(const Arguments& args, int batch, int head, int q, int kv) {
+__device__ verdict block_verdict(const Arguments& args, int batch, int head, int q, int rows,
+                                 int kv, int keys) {
   if (q >= args.q_len || kv >= args.kv_len) return verdict::none;
-  const verdict inside = verdict_of(args.mask, {.q = {q, min(q + 15, args.q_len - 1)},
-                                                .kv = {kv, min(kv + 15, args.kv_len - 1)},
+  const verdict inside = verdict_of(args.mask, {.q = {q, min(q + rows, args.q_len) - 1},
+                                                .kv = {kv, min(kv + keys, args.kv_len) - 1},
                                                 .batch = batch,
                                                 .head = head});
-  return inside == verdict::all && kv + 16 > args.kv_len ? verdict::some : inside;
+  return inside == verdict::all && kv + keys > args.kv_len ? verdict::some : inside;
 }
 
 /// Which of a lane's 8 elements of a block of 16 × 16 are kept, as bits; `at` is the first. What
@@ -74,12 +75,23 @@ public:
     add_elements(args, some, at, kept_);
   }
 
+  /// `known` says which scores are kept but for those of `some`, by lane.
+  template <class Arguments>
+  __device__ kept_scores(const Arguments& args, std::uint32_t some, std::uint32_t all,
+                         const std::uint32_t (&known)[words][32], score_origin at)
+      : all_{all} {
+#pragma unroll
+    for (int w = 0; w < words; ++w) kept_[w] = known[w][threadIdx.x % 32];
+    add_elements(args, some, at, kept_);
+  }
+
   /// −inf for the others.
   template <int Count>
   __device__ void apply(float (&s)[Count]) const {
 #pragma unroll
     for (int w = 0; w < words; ++w) {
-      if ((~all_ >> 4 * w & 15) == 0) continue;
+      const std::uint32_t here = ((1u << blocks) - 1) >> 4 * w & 15;
+      if ((all_ >> 4 * w & here) == here) continue;
 #pragma unroll
       for (int i = 32 * w; i < std::min(32 * w + 32, Count); ++i) {
         s[i] = (kept_[w] >> i % 32 & 1) != 0 ? s[i] : -std::numeric_limits<float>::infinity();

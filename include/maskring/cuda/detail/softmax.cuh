@@ -118,17 +118,20 @@ struct optimistic_softmax {
   float reference[2] = {-infinity, -infinity}; ///< −inf while a row has seen nothing
   float sum[2] = {0, 0};
 
-  /// Writes the weights 2^(unit · s − reference) of a tile of scores, which are lost. Returns
-  /// whether outputs summed so far must be multiplied by `factor`, which is set only then; the same
-  /// for a whole warp.
-  template <int Count>
+  /// Writes the weights 2^(unit · modified(s_i, i) − reference) of a tile of scores s_i, which are
+  /// lost. Returns whether outputs summed so far must be multiplied by `factor`, which is set only
+  /// then; the same for a whole warp.
+  ///
+  /// The modifier is applied on the way, so that its special functions and the exponentials keep
+  /// their unit busy together.
+  template <int Count, class Modifier>
   __device__ bool update(float (&s)[Count], float unit, std::uint32_t (&weights)[Count / 2],
-                         float (&factor)[2]) {
+                         float (&factor)[2], const Modifier& modified) {
     if (fresh_) {
       asm volatile("" : "+f"(unit)); // keeps what follows apart from the same below
-      compare(s, unit);
+      compare(s, unit, modified);
     } else {
-      compare(s, unit);
+      compare(s, unit, modified);
       float total[2] = {sum[0], sum[1]};
       const std::uint32_t bits = weigh(s, weights, total);
       if (!__any_sync(~0u, (bits & 0x40004000) != 0)) {
@@ -150,22 +153,28 @@ struct optimistic_softmax {
     return all;
   }
 
-  /// Row r's state over natural scores.
-  __device__ softmax_state<float> finish(int r) const {
-    const float total = this->total(r);
+  /// Row r's state over natural scores, `total` being its sum.
+  __device__ softmax_state<float> state(int r, float total) const {
     return total > 0 ? softmax_state<float>{reference[r] * (1.0f / log2_e), total}
                      : softmax_state<float>{};
+  }
+
+  /// Its log-sum-exp, in few instructions; −inf where it has seen nothing.
+  __device__ float lse(int r, float total) const {
+    return (reference[r] + __log2f(total)) * (1.0f / log2_e);
   }
 
 private:
   bool fresh_ = true; ///< a row of the warp has no reference yet
 
   /// Scores in powers of two over the references.
-  template <int Count>
-  __device__ void compare(float (&s)[Count], float unit) const {
+  template <int Count, class Modifier>
+  __device__ void compare(float (&s)[Count], float unit, const Modifier& modified) const {
     const float shift[2] = {finite_reference(0), finite_reference(1)};
 #pragma unroll
-    for (int i = 0; i < Count; ++i) s[i] = s[i] * unit - shift[fragment_layout::row(i)];
+    for (int i = 0; i < Count; ++i) {
+      s[i] = modified(s[i], i) * unit - shift[fragment_layout::row(i)];
+    }
   }
 
   /// The weights 2^t, added to the rows' sums; returns all bits that they have.

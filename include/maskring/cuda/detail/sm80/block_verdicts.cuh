@@ -24,8 +24,8 @@ public:
       const int lane = static_cast<int>(threadIdx.x) % 32;
       const int strip = lane / Columns % Strips;
       const int column = lane / blocks * Columns + lane % Columns;
-      const verdict v = block_verdict(args, batch, head, q + strip * Stride,
-                                      16 * (asked_ * tiles * Columns + column));
+      const verdict v = block_verdict(args, batch, head, q + strip * Stride, 16,
+                                      16 * (asked_ * tiles * Columns + column), 16);
       some_ = __ballot_sync(~0u, v == verdict::some);
       all_ = __ballot_sync(~0u, v == verdict::all);
     }

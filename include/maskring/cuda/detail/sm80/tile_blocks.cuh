@@ -45,8 +45,8 @@ struct tile_blocks {
     for (int first = 0; first < Rows * Columns; first += 32) {
       const int block = first + static_cast<int>(threadIdx.x) % 32;
       const verdict v = block < Rows * Columns
-                            ? block_verdict(args, batch, head, q + block / Columns * 16,
-                                            kv + block % Columns * 16)
+                            ? block_verdict(args, batch, head, q + block / Columns * 16, 16,
+                                            kv + block % Columns * 16, 16)
                             : verdict::none;
       using word = typename set::word;
       out.seen.bits |= static_cast<word>(__ballot_sync(~0u, v != verdict::none)) << first;

@@ -60,7 +60,7 @@ public:
       release_scored(note);
       float factor[2];
       // Only what earlier calls left can be there to be rescaled.
-      if (exponentiate(s, item, score, note, rows, p[0], factor) && Arguments::carries) {
+      if (exponentiate<true>(s, item, score, note, rows, p[0], factor) && Arguments::carries) {
         scale_rows(out, factor);
       }
       finish_copy();
@@ -112,8 +112,7 @@ private:
     await_turn();
     multiply_keys(s);
     wait_values();
-    multiply_values(p, out);
-    give_turn();
+    multiply_values(p, out, [this] { give_turn(); });
     // Asked here, where the answers may take their time.
     const tile_note note = take_note();
     const bool arrived = next_keys_arrived();
@@ -125,7 +124,7 @@ private:
     }
     release_scored(note);
     float factor[2];
-    const bool raised = exponentiate(s, item, score, note, rows, next, factor);
+    const bool raised = exponentiate<false>(s, item, score, note, rows, next, factor);
     if (!arrived && !note.last()) wait_keys();
     if constexpr (weight_sets == 2) {
       ptx::wgmma_wait<0>(out, p);
@@ -181,20 +180,21 @@ private:
     }
   }
 
-  /// Results take the place of the item's queries, and the copy engine takes them from there.
+  /// Results take the place of the item's queries, and the copy engine takes each warp's from
+  /// there.
   __device__ void copy_out(const work_item& item, const float (&out)[P.v_dim / 2]) {
     constexpr operand_layout layout = output_layout(P);
     std::byte* tile = smem_.q[finished_queries().stage()];
     ptx::barrier_sync(group_barrier(), 128); // all have their last scores: queries are used up
     stage_rows<typename Arguments::output_type, layout>(tile, 16 * strip_, lane_here(), out);
     ::cuda::ptx::fence_proxy_async(::cuda::ptx::space_shared);
-    ptx::barrier_sync(group_barrier(), 128);
-    if (copying_warp() && lane_here() == 0) {
+    __syncwarp();
+    if (lane_here() == 0) {
 #pragma unroll
       for (int c = 0; c < layout.chunks(); ++c) {
         ptx::store_box(args_.copied_out,
-                       tile + c * layout.chunk_bytes() + group_ * 64 * layout.row_bytes(),
-                       c * layout.chunk_columns(), item.q_tile * P.tile.q + group_ * 64, item.head,
+                       tile + c * layout.chunk_bytes() + 16 * strip_ * layout.row_bytes(),
+                       c * layout.chunk_columns(), item.q_tile * P.tile.q + 16 * strip_, item.head,
                        item.batch);
       }
       ::cuda::ptx::cp_async_bulk_commit_group();
@@ -204,14 +204,12 @@ private:
   /// Gives the place of the queries before back once the copy engine has read the results there.
   __device__ void finish_copy() {
     if constexpr (Arguments::copies_out) {
-      if (!copying_warp() || lane_here() != 0 || q_cursor_.index == 0) return;
+      if (lane_here() != 0 || q_cursor_.index == 0) return;
       ::cuda::ptx::cp_async_bulk_wait_group_read(::cuda::ptx::n32_t<0>{});
       ptx::arrive(smem_.q_slots[finished_queries().stage()].empty);
     }
   }
 
-  /// The warp that stands for its group with the copy engine.
-  __device__ bool copying_warp() const { return Arguments::copies_out && strip_ % 4 == 0; }
   /// Where the queries of the item before the one at hand are.
   __device__ ring_cursor<P.query_stages> finished_queries() const { return {q_cursor_.index - 1}; }
   // Turns have the barriers before.
@@ -231,7 +229,11 @@ private:
     }
   }
 
-  /// Weights of a tile's scores; see optimistic_softmax::update.
+  /// Weights of a tile's scores. Returns whether outputs summed so far must be multiplied by
+  /// `factor`, which is set only then.
+  ///
+  /// Of a tile behind the first, local modifiers are applied on the way.
+  template <bool First>
   __device__ bool exponentiate(float (&s)[score_count], const work_item& item,
                                const item_score& score, tile_note note, optimistic_softmax<T>& rows,
                                weights& p, float (&factor)[2]) {
@@ -240,19 +242,40 @@ private:
       return score_origin{item.batch, item.head, first_query(item, lane),
                           note.tile() * P.tile.kv + fragment_layout::first_column(lane)};
     };
+    const float unit = Arguments::has_score ? log2_e : args_.scale * log2_e;
+    if constexpr (!First && local_score<item_score>) {
+      if (!note.partial()) {
+        const score_origin at = origin();
+        const auto near = score.from(at.q, at.kv);
+        const auto modify = [&](const auto& functor, float scale, float in_units) {
+          return rows.update(s, in_units, p, factor, [&](float product, int i) {
+            return static_cast<float>(functor(score_number<T>{product * scale},
+                                              8 * fragment_layout::row(i),
+                                              fragment_layout::column(i)));
+          });
+        };
+        if constexpr (requires { near.scaled(args_.scale, unit); }) {
+          return modify(near.scaled(args_.scale, unit), 1.0f, 1.0f);
+        } else {
+          return modify(near, args_.scale, unit);
+        }
+      }
+    }
     if constexpr (Arguments::has_score) {
       apply_score<score_number<T>>(s, score, args_.scale, origin(), args_.q_len, args_.kv_len);
     }
-    if (note.partial()) {
-      slot_barriers& slot = smem_.verdict_slots[verdict_cursor_.stage()];
-      slot.wait_full(verdict_cursor_.round());
-      const kept_scores<P> kept{args_, smem_.verdicts[verdict_cursor_.stage()], strip_, origin()};
-      ptx::arrive(slot.empty); // by each lane: each has read for itself
-      verdict_cursor_.advance();
-      kept.apply(s);
-    }
-    const float unit = Arguments::has_score ? log2_e : args_.scale * log2_e;
-    return rows.update(s, unit, p, factor);
+    if (note.partial()) hide(s, origin());
+    return rows.update(s, unit, p, factor, [](float known, int) { return known; });
+  }
+
+  /// Writes −inf where the mask hides scores of a partial tile.
+  __device__ void hide(float (&s)[score_count], score_origin at) {
+    slot_barriers& slot = smem_.verdict_slots[verdict_cursor_.stage()];
+    slot.wait_full(verdict_cursor_.round());
+    const auto kept = scores_kept(args_, smem_.verdicts[verdict_cursor_.stage()], strip_, at);
+    ptx::arrive(slot.empty); // by each lane: each has read for itself
+    verdict_cursor_.advance();
+    kept.apply(s);
   }
 
   /// S = Q Kᵀ, asynchronously.
@@ -274,20 +297,27 @@ private:
     ptx::wgmma_commit();
   }
 
-  /// out += P V, asynchronously.
-  __device__ void multiply_values(weights& p, float (&out)[P.v_dim / 2]) {
+  /// out += P V, asynchronously. `queue_next` is called ahead of the last products, so that those
+  /// of the next group queue up behind them with no gap.
+  template <class Queue>
+  __device__ void multiply_values(weights& p, float (&out)[P.v_dim / 2], const Queue& queue_next) {
     constexpr operand_layout v = value_layout(P);
+    constexpr int steps = P.tile.kv / 16;
     const std::uint64_t values =
         ptx::describe(smem_.v[v_cursor().stage()], v.swizzle(), v.atom_bytes(), v.chunk_bytes());
     ptx::pin(p);
     ptx::pin(out);
     ptx::wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < P.tile.kv / 16; ++step) {
+    for (int step = 0; step < steps; ++step) {
+      if (step == steps - 2) queue_next();
       ptx::wgmma<P.v_dim>::template registers<T, 1>(out, p + 4 * step,
                                                     ptx::advance(values, v.row_step(step)), 1);
     }
     ptx::wgmma_commit();
+  }
+  __device__ void multiply_values(weights& p, float (&out)[P.v_dim / 2]) {
+    multiply_values(p, out, [] {});
   }
 
   /// This thread's lane, unknown until here: what follows from it is then not computed ahead, in
@@ -321,11 +351,12 @@ private:
   __device__ void release(slot_barriers& slot) {
     if (lane_ == 0) ptx::arrive(slot.empty);
   }
-  /// What the scores just formed were made of: the keys, and the queries if they were the last.
+  /// What the scores just formed were made of: the keys, and the queries if they were the last and
+  /// results do not take their place.
   __device__ void release_scored(tile_note note) {
     release(smem_.k_slots[k_cursor_.stage()]);
     k_cursor_.advance();
-    if (note.last() && !copying_warp()) release(smem_.q_slots[q_cursor_.stage()]);
+    if (note.last() && !Arguments::copies_out) release(smem_.q_slots[q_cursor_.stage()]);
   }
 
   const Arguments& args_;

@@ -66,17 +66,17 @@ __device__ void finish_rows(const Arguments& args, const work_item& item, int q,
                             float (&out)[Arguments::policy.v_dim / 2],
                             const optimistic_softmax<typename Arguments::input_type>& rows) {
   constexpr forward_policy P = Arguments::policy;
-  const softmax_state<float> mine[2] = {rows.finish(0), rows.finish(1)};
+  const float total[2] = {rows.total(0), rows.total(1)};
   float lse[2], own[2], carried[2] = {0, 0};
   if (args.previous.lse.data == nullptr && args.sink.data == nullptr) { // nothing to merge
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      lse[r] = mine[r].lse();
-      own[r] = mine[r].empty() ? 0.0f : __fdividef(1.0f, mine[r].sum);
+      lse[r] = rows.lse(r, total[r]);
+      own[r] = total[r] == 0 ? 0.0f : __fdividef(1.0f, total[r]);
     }
   } else {
     for (int r = 0; r < 2; ++r) {
-      const row_shares shares{args, item, q + 8 * r, mine[r]};
+      const row_shares shares{args, item, q + 8 * r, rows.state(r, total[r])};
       lse[r] = shares.lse;
       own[r] = shares.own;
       carried[r] = shares.carried;

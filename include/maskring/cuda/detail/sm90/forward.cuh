@@ -3,7 +3,7 @@
 //
 // To dispatch to it (cuda/forward.cuh does):
 //
-//   constexpr sm90::forward_policy policy = sm90::preferred_policy<Mask>(128, 128);
+//   constexpr sm90::forward_policy policy = sm90::preferred_policy<Mask, Score>(128, 128);
 //   if (sm90::supported(policy, in, out, p, map)) {
 //     sm90::forward<policy>(in, out, mask, map, score, p, next_work, stream);
 //   }
@@ -57,18 +57,28 @@ __global__ void __launch_bounds__(Arguments::policy.threads(), 1)
 
 /// The shape for these head dimensions, or one that is not valid() if this kernel has none.
 ///
-/// Smaller dimensions use the next larger shape, the rest filled with zeros.
-template <class Mask>
+/// Smaller dimensions use the next larger shape, the rest filled with zeros. Where score modifiers
+/// take the special function unit, three groups of warps keep it busier than two.
+template <class Mask, class Score = score::none>
 constexpr forward_policy preferred_policy(int qk_dim, int v_dim) {
   const int dim = qk_dim > v_dim ? qk_dim : v_dim;
+  const bool three_groups = uses_special_functions<Score> && local_score<Score>;
   //                         qk   v    tile         stages, turns, overlap
   if (dim <= 64) return {64, 64, {192, 128}, 4, 2, true, false};
   if (dim <= 96) return {96, 96, {128, 192}, 2, 2, true, false};
+  if (dim <= 128 && three_groups) return {128, 128, {192, 80}, 2, 2, true, false};
   if (dim <= 128) return {128, 128, {128, 128}, 2, 2, true, true};
   if (dim <= 192 && v_dim <= 128) return {192, 128, {128, 128}, 2, 1, false, true};
   if (dim <= 192) return {192, 192, {128, 96}, 2, 1, false, true};
   if (dim <= 256) return {256, 256, {128, 64}, 2, 1, false, false};
   return {0, 0};
+}
+
+/// The shape for calls with this score modifier. Those that read tables need registers.
+template <class Score>
+constexpr forward_policy for_score(forward_policy policy) {
+  policy.overlap = policy.overlap && !learnable_score<Score>;
+  return policy;
 }
 
 /// Whether the kernel of shape `policy` computes this call: sm_90, dimensions, strides that the
@@ -102,10 +112,11 @@ bool supported(forward_policy policy, const inputs<T>& in, const results<O>& out
 /// out = softmax(score(scale · q kᵀ) where mask) v and its log-sum-exp, continuing from
 /// `in.previous`; queued on `stream`. If it carries, `states` says which rows begin or end open.
 /// @throws std::runtime_error if CUDA refuses the launch.
-template <forward_policy P, bool Carries = false, class T, class O, class Mask, class Score>
+template <forward_policy Shape, bool Carries = false, class T, class O, class Mask, class Score>
 void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
              const block_map_view& map, const Score& score, const problem& p, int* next_work,
              bool accompanied, cudaStream_t stream, const row_states& states = {}) {
+  constexpr forward_policy P = for_score<Score>(Shape);
   static_assert(P.valid(), "maskring: no Hopper forward kernel of this shape");
   static_assert(sizeof(forward_storage<P>) <= 227 * 1024,
                 "maskring: the shape needs more shared memory than a Hopper block has");
@@ -122,7 +133,7 @@ void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
   constexpr auto columns = [](operand_layout layout) { return layout.chunk_columns(); };
   CUtensorMap copied_out{};
   if constexpr (arguments::copies_out) {
-    copied_out = ptx::make_tensor_map(view<const O, 4>{out.out}, 64, columns(output_layout(P)));
+    copied_out = ptx::make_tensor_map(view<const O, 4>{out.out}, 16, columns(output_layout(P)));
   }
   arguments args{ptx::make_tensor_map(in.q, P.tile.q, columns(query_layout(P))),
                  ptx::make_tensor_map(in.k, P.tile.kv, columns(key_layout(P))),

@@ -27,6 +27,7 @@ public:
     words_.set(q_tile, item.q_tile);
     words_.set(first_run, item.first_run);
     words_.set(run, item.last_run);
+    words_.set(behind_first, 0);
     if (!item.valid()) return false;
     find_run();
     return true;
@@ -36,6 +37,7 @@ public:
   __device__ bool done() const { return words_.get(kv_tile) < 0; }
   __device__ void advance() {
     words_.set(judged, words_.get(judged) + 1);
+    words_.set(behind_first, 1);
     const int tile = words_.get(kv_tile);
     if (tile != words_.get(run_start)) {
       words_.set(kv_tile, tile - 1);
@@ -43,6 +45,9 @@ public:
       find_run();
     }
   }
+
+  /// Whether it is the item's first one, which consumers wait for.
+  __device__ bool at_first() const { return words_.get(behind_first) == 0; }
 
   __device__ int batch() const { return words_.get(batch_word); }
   __device__ int head() const { return words_.get(head_word); }
@@ -63,7 +68,8 @@ private:
     kv_tile,
     run_start,
     run,
-    first_run
+    first_run,
+    behind_first
   };
 
   /// Goes to the last tile of the next run that has a partial one.

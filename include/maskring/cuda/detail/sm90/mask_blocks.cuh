@@ -17,19 +17,6 @@
 
 namespace maskring::cuda::detail::sm90 {
 
-/// What the mask keeps of the block of queries [q, q + rows) and keys [kv, kv + keys). Rows and
-/// keys past the end count as hidden.
-template <class Arguments>
-__device__ verdict block_verdict(const Arguments& args, int batch, int head, int q, int rows,
-                                 int kv, int keys) {
-  if (q >= args.q_len || kv >= args.kv_len) return verdict::none;
-  const verdict inside = verdict_of(args.mask, {.q = {q, min(q + rows, args.q_len) - 1},
-                                                .kv = {kv, min(kv + keys, args.kv_len) - 1},
-                                                .batch = batch,
-                                                .head = head});
-  return inside == verdict::all && kv + keys > args.kv_len ? verdict::some : inside;
-}
-
 /// A warp: writes which elements of the blocks of strip `strip` are kept. `some` blocks are partial
 /// and `all` kept; returns those of `some` that it has dealt with.
 ///
@@ -55,12 +42,16 @@ __device__ std::uint32_t judge_strip(const Arguments& args, const judge_place<Ar
   } else {
 #pragma unroll
     for (int w = 0; w < Words; ++w) bits[w] = spread(all, w);
-    const int lane = warp_words::lane_here();
-    add_elements(args, some,
-                 {place.batch(), place.head(),
-                  place.first_query() + 16 * strip + fragment_layout::first_row(lane),
-                  place.first_key() + fragment_layout::first_column(lane)},
-                 bits);
+    if (place.at_first()) {
+      some = 0;
+    } else {
+      const int lane = warp_words::lane_here();
+      add_elements(args, some,
+                   {place.batch(), place.head(),
+                    place.first_query() + 16 * strip + fragment_layout::first_row(lane),
+                    place.first_key() + fragment_layout::first_column(lane)},
+                   bits);
+    }
   }
 #pragma unroll
   for (int w = 0; w < Words; ++w) out[w][warp_words::lane_here()] = bits[w];
@@ -110,40 +101,20 @@ __device__ void judge_blocks(const Arguments& args, forward_storage<Arguments::p
   }
 }
 
-/// Which of a consumer thread's scores of a partial tile are kept.
-template <forward_policy P>
-class kept_scores {
+/// Which of a consumer thread's scores of a partial tile are kept, by the judges' findings on the
+/// warp's 16 rows and the elements of the blocks that they left.
+template <class Arguments>
+__device__ auto scores_kept(const Arguments& args, const block_verdicts<Arguments::policy>& found,
+                            int strip, score_origin at) {
+  constexpr forward_policy P = Arguments::policy;
   using verdicts = block_verdicts<P>;
-
-public:
-  /// Takes the judges' findings on the warp's 16 rows and evaluates the blocks that they left.
-  template <class Arguments>
-  __device__ kept_scores(const Arguments& args, const verdicts& found, int strip, score_origin at)
-      : all_{verdicts::row(found.all, strip)} {
-#pragma unroll
-    for (int w = 0; w < verdicts::kept_words; ++w) {
-      kept_[w] = P.judges_elements() ? found.kept[strip][w][threadIdx.x % 32] : spread(all_, w);
-    }
-    add_elements(args, verdicts::row(found.some, strip), at, kept_);
+  const std::uint32_t some = verdicts::row(found.some, strip);
+  const std::uint32_t all = verdicts::row(found.all, strip);
+  if constexpr (P.judges_elements()) {
+    return kept_scores<P.tile.kv>{args, some, all, found.kept[strip], at};
+  } else {
+    return kept_scores<P.tile.kv>{args, some, all, at};
   }
-
-  /// −inf for the others.
-  template <int Count>
-  __device__ void apply(float (&s)[Count]) const {
-#pragma unroll
-    for (int w = 0; w < verdicts::kept_words; ++w) {
-      const std::uint32_t here = verdicts::every_block >> 4 * w & 15;
-      if ((all_ >> 4 * w & here) == here) continue;
-#pragma unroll
-      for (int i = 32 * w; i < std::min(32 * w + 32, Count); ++i) {
-        s[i] = (kept_[w] >> i % 32 & 1) != 0 ? s[i] : -std::numeric_limits<float>::infinity();
-      }
-    }
-  }
-
-private:
-  std::uint32_t all_;                        ///< blocks that are all kept
-  std::uint32_t kept_[verdicts::kept_words]; ///< bit i: score i
-};
+}
 
 } // namespace maskring::cuda::detail::sm90
