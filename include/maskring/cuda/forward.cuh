@@ -37,11 +37,12 @@ void run_forward(const Executor& exec, const inputs<T>& in, const results<O>& ou
   };
   const bool hopper_only = exec.policy().kernel == kernel::hopper;
   if constexpr (!std::is_same_v<T, float> && sm90::may_target_hopper) {
-    const bool wanted = exec.policy().kernel != kernel::portable && sm90::compiled_for_hopper();
+    const bool wanted = exec.policy().kernel != kernel::portable;
     const auto computed = [&](auto shape) {
       constexpr sm90::forward_policy policy = shape();
       if (!wanted ||
-          !sm90::supported(policy, in, out, p, map != nullptr ? *map : block_map_view{})) {
+          !sm90::supported(policy, in, out, p, map != nullptr ? *map : block_map_view{}) ||
+          !sm90::compiled_for_hopper()) {
         return false;
       }
       const auto hopper = [&](const block_map_view& tiles) {
