@@ -13,7 +13,7 @@
 #include <maskring/cuda/detail/sm80/tile.cuh>
 #include <maskring/cuda/detail/softmax.cuh>
 #include <maskring/cuda/detail/tile_walk.cuh>
-#include <maskring/cuda/detail/work_order.cuh>
+#include <maskring/cuda/detail/work_order.hpp>
 #include <maskring/shard/packed_heads.hpp>
 
 #include <cstddef>

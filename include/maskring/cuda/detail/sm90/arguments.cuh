@@ -6,7 +6,7 @@
 #include <maskring/core/problem.hpp>
 #include <maskring/cuda/detail/row_states.cuh>
 #include <maskring/cuda/detail/sm90/storage.cuh>
-#include <maskring/cuda/detail/work_order.cuh>
+#include <maskring/cuda/detail/work_order.hpp>
 #include <maskring/score/concepts.hpp>
 
 #include <cuda.h>

@@ -4,7 +4,7 @@
 
 #include <maskring/cuda/detail/ptx/mbarrier.cuh>
 #include <maskring/cuda/detail/sm90/policy.cuh>
-#include <maskring/cuda/detail/work_order.cuh>
+#include <maskring/cuda/detail/work_order.hpp>
 
 #include <cuda/ptx>
 

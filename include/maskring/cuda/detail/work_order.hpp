@@ -17,11 +17,11 @@ struct work_item {
   int first_run, last_run; ///< [first_run, last_run)
   int part = 0;            ///< bits of tile_part
 
-  __device__ bool valid() const { return batch != end; }
-  __device__ bool sees_nothing() const { return first_run == last_run; }
-  __device__ bool continues() const { return (part & tile_part::continues) != 0; }
-  __device__ bool stays_open() const { return (part & tile_part::stays_open) != 0; }
-  __device__ bool idle() const { return (part & tile_part::idle) != 0; }
+  constexpr bool valid() const { return batch != end; }
+  constexpr bool sees_nothing() const { return first_run == last_run; }
+  constexpr bool continues() const { return (part & tile_part::continues) != 0; }
+  constexpr bool stays_open() const { return (part & tile_part::stays_open) != 0; }
+  constexpr bool idle() const { return (part & tile_part::idle) != 0; }
 };
 
 /// The order in which query tiles of heads are worked on.
@@ -49,10 +49,10 @@ struct work_order {
             static_cast<int>(p.group()), static_cast<int>(q_tiles - late)};
   }
 
-  __host__ __device__ int count() const { return q_tiles * heads * batches; }
+  constexpr int count() const { return q_tiles * heads * batches; }
 
   /// Item `index`; past the last one there is none. `map` has the order's query tiles.
-  __device__ work_item item(int index, const block_map_view& map) const {
+  constexpr work_item item(int index, const block_map_view& map) const {
     if (index >= count()) return {work_item::end, 0, 0, 0, 0};
     work_item item = last_first(index);
     if (map.rows.offsets != nullptr) {
@@ -65,7 +65,7 @@ struct work_order {
   }
 
   /// Item `index` of those there are, in the order that needs no map.
-  __device__ work_item last_first(int index) const {
+  constexpr work_item last_first(int index) const {
     const int all = heads * batches;
     const bool leads = index < early * all;
     const int first = leads ? index / (group * early) * group : 0;
