@@ -105,8 +105,10 @@ TEST_CASE("backward calls that add up dq: all drivers, ranks without queries or 
         const auto local = local_results<bfloat16, bfloat16>(in, mask);
         const cp::shards<any_layout, any_layout> split{any_layout{"zigzag", q_len, 4},
                                                        any_layout{"striped", kv_len, 4}};
+        // A sink's gradient is a sum of 40 terms in fp32, near 16: some units in its last place.
+        constexpr double rounding = 1e-5;
         each_driver(in, split, mask, [&](const auto& got) {
-          CHECK(largest_error(got, exact) <= 1.05 * largest_error(local, exact) + 1e-6);
+          CHECK(largest_error(got, exact) <= 1.05 * largest_error(local, exact) + rounding);
         });
       }
     }
