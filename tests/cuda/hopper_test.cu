@@ -88,10 +88,9 @@ TEST_CASE("a softcap, with maps made for it and without regard to it") {
   cuda::workspace scratch;
   const auto exec = cuda::on(nullptr, scratch, cuda::unpacked(cuda::head_dims<128>))
                         .with({.kernel = cuda::kernel::hopper});
-  using scores = score::softcap;
   const score::softcap cap{5};
   const any_mask causal{any_mask::causal};
-  const auto best = cuda::forward_tile<any_mask, scores>(exec, index_t{128}, index_t{128});
+  const auto best = cuda::forward_tile<any_mask, score::softcap>(exec, index_t{128}, index_t{128});
   const auto plain = cuda::forward_tile<any_mask>(exec, index_t{128}, index_t{128});
   CHECK(best != plain);
   attention_case c{
