@@ -145,6 +145,50 @@ struct optimistic_softmax {
     return true;
   }
 
+  /// The same for registers `weights` that are not free until `ready()` has returned: before that
+  /// the weights of the first `Early` scores are formed in registers of their own.
+  template <int Early, int Count, class Modifier, class Ready>
+  __device__ bool update_early(float (&s)[Count], float unit, std::uint32_t (&weights)[Count / 2],
+                               float (&factor)[2], const Modifier& modified, const Ready& ready) {
+    if (fresh_) {
+      ready();
+      asm volatile("" : "+f"(unit)); // keeps what follows apart from the same below
+      compare(s, unit, modified);
+    } else {
+      const float shift[2] = {finite_reference(0), finite_reference(1)};
+      std::uint32_t first[Early / 2], bits = 0;
+      float total[2] = {sum[0], sum[1]}, second[2] = {0, 0};
+      const auto weigh_pair = [&](int i, std::uint32_t& word) {
+        const int r = fragment_layout::row(i);
+        s[i] = modified(s[i], i) * unit - shift[r];
+        s[i + 1] = modified(s[i + 1], i + 1) * unit - shift[r];
+        float(&chain)[2] = (i >> 2 & 1) == 0 ? total : second;
+        const float weight[2] = {ptx::exp2(s[i]), ptx::exp2(s[i + 1])};
+        chain[r] += weight[0];
+        chain[r] += weight[1];
+        word = ptx::pack<T>(weight[0], weight[1]);
+        bits |= word;
+      };
+#pragma unroll
+      for (int i = 0; i < Early; i += 2) weigh_pair(i, first[i / 2]);
+#pragma unroll
+      for (int i = 0; i < Early / 2; ++i) asm volatile("" : "+r"(first[i])::"memory"); // by now
+      ready();
+#pragma unroll
+      for (int i = Early; i < Count; i += 2) weigh_pair(i, weights[i / 2]);
+#pragma unroll
+      for (int i = 0; i < Early / 2; ++i) weights[i] = first[i];
+      if (!__any_sync(~0u, (bits & 0x40004000) != 0)) {
+        sum[0] = total[0] + second[0];
+        sum[1] = total[1] + second[1];
+        return false;
+      }
+    }
+    raise(s, factor);
+    weigh(s, weights, sum);
+    return true;
+  }
+
   /// The quad's shares of row r's sum, added up.
   __device__ float total(int r) const {
     float all = sum[r];

@@ -26,27 +26,35 @@ struct work_item {
 
 /// The order in which query tiles of heads are worked on.
 ///
-/// Heads that share keys are taken together, one such group after the other: whatever the length,
-/// the blocks at work read the keys of a few of them, which the L2 cache holds, and power goes to
-/// the products rather than to memory. Within a group the longest query tiles come first. The
-/// shortest ones of all heads come at the end, where they fill the gaps that others leave. Of maps
-/// that do not know them the last ones count as the longest, as they are under causal masks.
+/// Heads are taken in sections, of as few as keep all blocks busy for about as long as the longest
+/// query tile takes: whatever the length, the blocks at work read the keys of a few heads, which
+/// the L2 cache holds, and power goes to the products rather than to memory. Within a section the
+/// longest query tiles come first. The shortest ones of all heads come at the end, where they fill
+/// the gaps that others leave. Of maps that do not know them the last ones count as the longest, as
+/// they are under causal masks.
+///
+/// Where all query tiles take as long, each head (those that share keys together) is a section of
+/// its own: its blocks then read the same keys at the same moment, once for several of them.
 struct work_order {
   int q_tiles, heads, batches;
-  int group; ///< query heads to a key head
-  int early; ///< query tiles of each head that are dealt group by group, before the others
+  int section; ///< query heads to a section, whole groups that share keys
+  int early;   ///< query tiles of each head that are dealt section by section, before the others
 
-  /// @param followed other calls fill the gaps at the end, or there are none.
-  static work_order make(const problem& p, tile_shape tile, int processors, bool followed) {
+  /// @param blocks as many as run at the same time.
+  /// @param alike all query tiles take as long, or other calls fill the gaps at the end.
+  static work_order make(const problem& p, tile_shape tile, int blocks, bool alike) {
     const index_t q_tiles = (p.q_len + tile.q - 1) / tile.q;
     const index_t rows = p.q_heads * p.batch;
-    // With fewer items at the end short ones cannot fill the gaps that long ones leave; with more
-    // of them keys are read from memory again.
-    constexpr index_t ending = 4;
-    const index_t late =
-        followed || rows == 0 ? 0 : std::min((ending * processors + rows - 1) / rows, q_tiles);
+    // One more item for each block: with fewer, short ones cannot fill the gaps that long ones
+    // leave; with more, keys are read from memory again.
+    const index_t late = alike || rows == 0 ? 0 : std::min((blocks + rows - 1) / rows, q_tiles);
+    // The longest query tile takes twice as long as the average, as under causal masks.
+    const index_t sections = std::clamp((rows * q_tiles + blocks) / (2 * blocks), index_t{1},
+                                        std::max(rows, index_t{1}));
+    const index_t heads = alike ? 1 : (rows + sections - 1) / sections;
+    const index_t section = (heads + p.group() - 1) / p.group() * p.group();
     return {static_cast<int>(q_tiles), static_cast<int>(p.q_heads), static_cast<int>(p.batch),
-            static_cast<int>(p.group()), static_cast<int>(q_tiles - late)};
+            static_cast<int>(std::max(section, index_t{1})), static_cast<int>(q_tiles - late)};
   }
 
   constexpr int count() const { return q_tiles * heads * batches; }
@@ -68,8 +76,13 @@ struct work_order {
   constexpr work_item last_first(int index) const {
     const int all = heads * batches;
     const bool leads = index < early * all;
-    const int first = leads ? index / (group * early) * group : 0;
-    const int width = leads ? group : all;
+    int first = 0, width = all;
+    if (leads) {
+      const int rest = all % section; // are left over, and form the first section
+      const int head = index / early; // one of its section
+      first = head < rest ? 0 : rest + (head - rest) / section * section;
+      width = head < rest ? rest : section;
+    }
     const int within = index - early * (leads ? first : all);
     const int head = first + within % width;
     const int rank = within / width + (leads ? 0 : early);

@@ -41,8 +41,8 @@ void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
     }
   }
   require_block_memory("forward", P.bytes(), memory);
-  const work_order order =
-      work_order::make(p, P.tile, device_attribute(cudaDevAttrMultiProcessorCount), false);
+  const int blocks = P.blocks * device_attribute(cudaDevAttrMultiProcessorCount);
+  const work_order order = work_order::make(p, P.tile, blocks, map.rows.offsets == nullptr);
   const arguments args{in.q,
                        in.k,
                        in.v,

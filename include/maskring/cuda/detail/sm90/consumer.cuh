@@ -26,6 +26,7 @@ class consumer {
   using weights = std::uint32_t[P.tile.kv / 4]; ///< rounded, in pairs
   /// With two, a tile's weights need not wait for the product of those before.
   static constexpr int weight_sets = P.overlap ? 2 : 1;
+  static constexpr bool products_finish_together = !P.overlap && P.early_weights == 0;
   using T = typename Arguments::input_type;
   using storage = forward_storage<P>;
   using item_score = decltype(score_at(std::declval<const Arguments&>().score, 0, 0));
@@ -60,7 +61,8 @@ public:
       release_scored(note);
       float factor[2];
       // Only what earlier calls left can be there to be rescaled.
-      if (exponentiate<true>(s, item, score, note, rows, p[0], factor) && Arguments::carries) {
+      if (exponentiate<true>(s, item, score, note, rows, p[0], factor, [] {}) &&
+          Arguments::carries) {
         scale_rows(out, factor);
       }
       finish_copy();
@@ -116,20 +118,26 @@ private:
     // Asked here, where the answers may take their time.
     const tile_note note = take_note();
     const bool arrived = next_keys_arrived();
-    if constexpr (weight_sets == 1) {
+    if constexpr (products_finish_together) {
       ptx::wgmma_wait<0>(s, out, p);
       release(smem_.v_slots[v_cursor().stage()]);
     } else {
       ptx::wgmma_wait<1>(s);
     }
     release_scored(note);
+    const auto finish_product = [&] {
+      // ptxas would move the wait up, were there no branch ahead of it.
+      if (!arrived && !note.last()) wait_keys();
+      if constexpr (!products_finish_together) {
+        ptx::wgmma_wait<0>(out, p);
+        release(smem_.v_slots[ring_cursor<P.stages>{k_cursor_.index - 2}.stage()]);
+      }
+    };
     float factor[2];
-    const bool raised = exponentiate<false>(s, item, score, note, rows, next, factor);
-    if (!arrived && !note.last()) wait_keys();
-    if constexpr (weight_sets == 2) {
-      ptx::wgmma_wait<0>(out, p);
-      release(smem_.v_slots[ring_cursor<P.stages>{k_cursor_.index - 2}.stage()]);
-    }
+    const bool raised = exponentiate<false>(s, item, score, note, rows, next, factor, [&] {
+      if constexpr (P.early_weights > 0) finish_product();
+    });
+    if constexpr (P.early_weights == 0) finish_product();
     if (raised) scale_rows(out, factor);
     return note;
   }
@@ -232,11 +240,19 @@ private:
   /// Weights of a tile's scores. Returns whether outputs summed so far must be multiplied by
   /// `factor`, which is set only then.
   ///
-  /// Of a tile behind the first, local modifiers are applied on the way.
-  template <bool First>
+  /// Of a tile behind the first, local modifiers are applied on the way. `ready` as in
+  /// update_early.
+  template <bool First, class Ready>
   __device__ bool exponentiate(float (&s)[score_count], const work_item& item,
                                const item_score& score, tile_note note, optimistic_softmax<T>& rows,
-                               weights& p, float (&factor)[2]) {
+                               weights& p, float (&factor)[2], const Ready& ready) {
+    const auto update = [&](float in_units, const auto& modified) {
+      if constexpr (P.early_weights > 0 && !First) {
+        return rows.template update_early<P.early_weights>(s, in_units, p, factor, modified, ready);
+      } else {
+        return rows.update(s, in_units, p, factor, modified);
+      }
+    };
     const auto origin = [&] {
       const int lane = lane_here();
       return score_origin{item.batch, item.head, first_query(item, lane),
@@ -248,7 +264,7 @@ private:
         const score_origin at = origin();
         const auto near = score.from(at.q, at.kv);
         const auto modify = [&](const auto& functor, float scale, float in_units) {
-          return rows.update(s, in_units, p, factor, [&](float product, int i) {
+          return update(in_units, [&](float product, int i) {
             return static_cast<float>(functor(score_number<T>{product * scale},
                                               8 * fragment_layout::row(i),
                                               fragment_layout::column(i)));
@@ -265,7 +281,7 @@ private:
       apply_score<score_number<T>>(s, score, args_.scale, origin(), args_.q_len, args_.kv_len);
     }
     if (note.partial()) hide(s, origin());
-    return rows.update(s, unit, p, factor, [](float known, int) { return known; });
+    return update(unit, [](float known, int) { return known; });
   }
 
   /// Writes −inf where the mask hides scores of a partial tile.

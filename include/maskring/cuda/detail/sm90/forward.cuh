@@ -24,6 +24,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <type_traits>
+
 namespace maskring::cuda::detail::sm90 {
 
 template <class Arguments>
@@ -58,13 +60,16 @@ __global__ void __launch_bounds__(Arguments::policy.threads(), 1)
 /// The shape for these head dimensions, or one that is not valid() if this kernel has none.
 ///
 /// Smaller dimensions use the next larger shape, the rest filled with zeros. Where score modifiers
-/// take the special function unit, three groups of warps keep it busier than two.
+/// take the special function unit, three groups of warps keep it busier than two. They also read
+/// keys less often, which pays where no mask has edges for their taller tiles to cross.
 template <class Mask, class Score = score::none>
 constexpr forward_policy preferred_policy(int qk_dim, int v_dim) {
   const int dim = qk_dim > v_dim ? qk_dim : v_dim;
-  const bool three_groups = uses_special_functions<Score> && local_score<Score>;
-  //                         qk   v    tile         stages, turns, overlap
-  if (dim <= 64) return {64, 64, {192, 128}, 4, 2, true, false};
+  const bool special = uses_special_functions<Score> && local_score<Score>;
+  const bool three_groups =
+      special || (std::is_same_v<Mask, mask::full> && std::is_same_v<Score, score::none>);
+  //                         qk   v    tile         stages, turns, overlap, early weights
+  if (dim <= 64) return {64, 64, {192, 128}, 4, 2, true, false, special ? 0 : 16};
   if (dim <= 96) return {96, 96, {128, 192}, 2, 2, true, false};
   if (dim <= 128 && three_groups) return {128, 128, {192, 80}, 2, 2, true, false};
   if (dim <= 128) return {128, 128, {128, 128}, 2, 2, true, true};
@@ -123,7 +128,7 @@ void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
   using arguments = forward_arguments<P, T, O, Mask, Score, Carries>;
 
   // Most steps of several see everything or nothing: all query tiles take as long.
-  const bool followed = accompanied || Carries || map.rows.offsets == nullptr;
+  const bool alike = accompanied || Carries || map.rows.offsets == nullptr;
   int device = 0;
   int processors = 0;
   require_cuda(cudaGetDevice(&device), "cudaGetDevice");
@@ -144,7 +149,7 @@ void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
                  in.previous,
                  in.sink,
                  map,
-                 work_order::make(p, P.tile, processors, followed),
+                 work_order::make(p, P.tile, processors, alike),
                  next_work,
                  mask,
                  score,

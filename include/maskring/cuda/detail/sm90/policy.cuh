@@ -17,6 +17,7 @@ struct forward_policy {
   bool ping_pong = true; ///< consumers take turns: one multiplies while another exponentiates
   bool overlap = true;   ///< they also exponentiate beside their own products with V, which
                          ///< takes registers for weights of two tiles
+  int early_weights = 0; ///< without overlap: how many of a thread's scores they do so with
 
   constexpr int consumers() const { return tile.q / 64; }
   constexpr int threads() const { return 128 * (consumers() + 1); }
