@@ -31,7 +31,8 @@ TEST_CASE("every query tile of every head is dealt out once") {
                                                         {3, 6, 2, 16384},
                                                         {4, 64, 8, 1000},
                                                         {1, 32, 32, 16384},
-                                                        {8, 128, 1, 128}}) {
+                                                        {8, 128, 1, 128},
+                                                        {1, 0, 2, 4096}}) {
     for (const int processors : {1, 14, 132}) {
       for (const bool alike : {false, true}) {
         const problem p = sizes(batch, q_heads, kv_heads, q_len);

@@ -52,9 +52,10 @@ struct work_order {
     const index_t sections = std::clamp((rows * q_tiles + blocks) / (2 * blocks), index_t{1},
                                         std::max(rows, index_t{1}));
     const index_t heads = alike ? 1 : (rows + sections - 1) / sections;
-    const index_t section = (heads + p.group() - 1) / p.group() * p.group();
+    const index_t group = std::max(p.group(), index_t{1}); // with no heads there are none to a key
+    const index_t section = (std::max(heads, index_t{1}) + group - 1) / group * group;
     return {static_cast<int>(q_tiles), static_cast<int>(p.q_heads), static_cast<int>(p.batch),
-            static_cast<int>(std::max(section, index_t{1})), static_cast<int>(q_tiles - late)};
+            static_cast<int>(section), static_cast<int>(q_tiles - late)};
   }
 
   constexpr int count() const { return q_tiles * heads * batches; }
