@@ -43,9 +43,11 @@ void check_map(const Mask& mask, const map_shape& shape, tile_shape tile) {
     for (int h = 0; h < shape.heads; ++h) {
       for (int i = 0; i < view.q_tiles(); ++i) {
         for (int j = 0; j < view.kv_tiles(); ++j) {
-          const verdict truth =
-              elementwise_verdict(mask, b, h, detail::tile_span(i, i + 1, tile.q, shape.q_len),
-                                  detail::tile_span(j, j + 1, tile.kv, shape.kv_len));
+          const index_t end = tile.from_end ? shape.q_len - (view.q_tiles() - 1 - i) * tile.q
+                                            : std::min<index_t>((i + 1) * tile.q, shape.q_len);
+          const index_t begin = tile.from_end ? std::max<index_t>(end - tile.q, 0) : i * tile.q;
+          const verdict truth = elementwise_verdict(
+              mask, b, h, {begin, end - 1}, detail::tile_span(j, j + 1, tile.kv, shape.kv_len));
           const int expected = truth == verdict::none ? 0 : truth == verdict::all ? 1 : 2;
           REQUIRE(kind_at(view.rows, view.row(b, h, i), j) == expected);
           REQUIRE(kind_at(view.columns, view.column(b, h, j), i) == expected);
@@ -72,7 +74,8 @@ void check_map(const Mask& mask, const map_shape& shape, tile_shape tile) {
 
 TEST_CASE("block maps agree with a look at every pair") {
   const auto table = mask::document_table::from_lengths(std::vector<int>{30, 1, 0, 64, 100, 22});
-  for (tile_shape tile : {tile_shape{16, 16}, tile_shape{8, 32}, tile_shape{64, 24}}) {
+  for (tile_shape tile : {tile_shape{16, 16}, tile_shape{8, 32}, tile_shape{64, 24},
+                          tile_shape{16, 16, true}, tile_shape{48, 32, true}}) {
     for (index_t q_len : {1, 64, 217}) {
       for (index_t kv_len : {1, 96, 217}) {
         const map_shape shape{1, 1, q_len, kv_len};

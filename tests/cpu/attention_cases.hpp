@@ -212,7 +212,7 @@ inline attention_case random_case(std::mt19937_64& random) {
   c.mask = static_cast<case_mask::kind>(random() % case_mask::kinds);
   c.order = random() % 3 == 0 ? layout::swapped : layout::dense;
   c.tile = {static_cast<int>(pick(16, 50, 64, 128, 128, 300)),
-            static_cast<int>(pick(16, 50, 64, 128, 128, 300))};
+            static_cast<int>(pick(16, 50, 64, 128, 128, 300)), pick(0, 0, 1) != 0};
   c.threads = static_cast<int>(pick(1, 2, 3));
   c.level = std::min(cpu::best_isa(), static_cast<cpu::isa>(pick(0, 1, 2, 2)));
   c.sink = random() % 3 == 0;

@@ -147,7 +147,7 @@ void check_dense(const block_map& map) {
   }
 }
 
-const tile_shape tiles[] = {{16, 16}, {8, 32}, {64, 24}};
+const tile_shape tiles[] = {{16, 16}, {8, 32}, {64, 24}, {48, 16, true}};
 const index_t lengths[] = {1, 64, 217};
 
 } // namespace

@@ -107,6 +107,33 @@ TEST_CASE("a softcap, with maps made for it and without regard to it") {
   compare_with<bfloat16, false>(exec, c, mask::full{}, cap);
 }
 
+TEST_CASE("query tiles counted from the last query, of a causal and of the full mask") {
+  if (!is_hopper()) return;
+  cuda::workspace scratch;
+  const auto exec = cuda::on(nullptr, scratch, cuda::unpacked(cuda::head_dims<128>))
+                        .with({.kernel = cuda::kernel::hopper});
+  const auto tile = cuda::forward_tile<mask::causal>(exec, index_t{128}, index_t{128});
+  CHECK(tile.from_end);
+  for (const index_t q_len : {1, 63, 193, 384, 421}) {
+    attention_case c{.batch = 2,
+                     .q_heads = 4,
+                     .kv_heads = 2,
+                     .q_len = q_len,
+                     .kv_len = 397,
+                     .qk_dim = 128,
+                     .v_dim = 120,
+                     .sink = q_len % 2 == 1};
+    compare_with<bfloat16, false>(exec, c, mask::full{}, score::none{});
+    compare_with<bfloat16, false>(exec, c, mask::causal{}, score::none{});
+    c.tile = {}; // the one that maps have where none is asked for
+    compare_with<bfloat16, false>(exec, c, mask::causal{}, score::none{});
+    c.tile = tile; // which calls with modifiers take too
+    compare_with<float16, false>(exec, c, mask::causal{}, score::none{});
+    compare_with<bfloat16, false>(exec, c, mask::causal{}, score::alibi{4});
+    compare_with<bfloat16, false>(exec, c, mask::causal{}, any_score{any_score::distance});
+  }
+}
+
 TEST_CASE("bfloat16, head dimension 64") { all_masks<bfloat16>(cuda::head_dims<64>, 64, 64); }
 TEST_CASE("bfloat16, head dimension 96") { all_masks<bfloat16>(cuda::head_dims<96>, 96, 96); }
 TEST_CASE("bfloat16, head dimension 128") { all_masks<bfloat16>(cuda::head_dims<128>, 128, 128); }

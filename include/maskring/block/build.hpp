@@ -44,8 +44,8 @@ block_map make_block_map(const Mask& mask, const map_shape& shape, tile_shape ti
         const int kv_tiles = empty ? 0 : sizes.kv_tiles();
         const auto row_begin = rows.runs.size();
         detail::descend_row(
-            mask, b, h, detail::tile_span(i, i + 1, tile.q, shape.q_len), 0, kv_tiles, tile.kv,
-            shape.kv_len, [&](int first, int count, bool partial) {
+            mask, b, h, detail::tile_span(i, i + 1, tile.q, shape.q_len, sizes.q_lead()), 0,
+            kv_tiles, tile.kv, shape.kv_len, [&](int first, int count, bool partial) {
               tile_run* last = rows.runs.size() > row_begin ? &rows.runs.back() : nullptr;
               if (last && last->end() == first && last->partial() == partial) {
                 *last = {last->first, last->count() + count, partial};

@@ -8,9 +8,10 @@
 
 namespace maskring::detail {
 
-/// The positions of tiles [first, last) of `size` tokens each, cut off at `length`.
-constexpr range tile_span(index_t first, index_t last, int size, index_t length) {
-  return {first * size, min(last * size, length) - 1};
+/// The positions of tiles [first, last) of `size` tokens each, cut off at 0 and `length`; the first
+/// tile begins at −lead.
+constexpr range tile_span(index_t first, index_t last, int size, index_t length, index_t lead = 0) {
+  return {max(first * size - lead, index_t{0}), min(last * size - lead, length) - 1};
 }
 
 /// The verdict of one tile: by ranges where these decide it, else by its elements if the mask needs
@@ -29,7 +30,8 @@ constexpr verdict tile_verdict(const Mask& mask, int batch, int head, range q, r
 /// borders of the mask in this row times the logarithm of the row's length.
 template <mask_mod Mask, class Emit>
 constexpr void descend_row(const Mask& mask, int batch, int head, range q, index_t first,
-                           index_t last, int tile_size, index_t kv_len, Emit&& emit) {
+                           index_t last, int tile_size, index_t kv_len, Emit&& emit,
+                           index_t lead = 0) {
   // Explicit stack: the halves still to be asked about, nearest first. 2^32 tiles need 33 levels.
   struct span {
     index_t first, last;
@@ -39,7 +41,7 @@ constexpr void descend_row(const Mask& mask, int batch, int head, range q, index
   if (first < last) pending[depth++] = {first, last};
   while (depth > 0) {
     const span now = pending[--depth];
-    const range kv = tile_span(now.first, now.last, tile_size, kv_len);
+    const range kv = tile_span(now.first, now.last, tile_size, kv_len, lead);
     const bool leaf = now.last - now.first == 1;
     const verdict v =
         leaf ? tile_verdict(mask, batch, head, q, kv) : verdict_of(mask, {q, kv, batch, head});

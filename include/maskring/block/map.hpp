@@ -56,6 +56,7 @@ struct block_map_view {
   int heads = 1; ///< 1: shared by all heads
   tile_shape tile{};
 
+  constexpr index_t q_lead() const { return tile.lead(q_len); }
   constexpr int q_tiles() const { return static_cast<int>((q_len + tile.q - 1) / tile.q); }
   constexpr int kv_tiles() const { return static_cast<int>((kv_len + tile.kv - 1) / tile.kv); }
 

@@ -15,6 +15,12 @@ namespace maskring {
 struct tile_shape {
   int q = 128;
   int kv = 128;
+  /// Query tiles are counted so that the last one ends with the last query. The first one is short
+  /// then, where causal masks leave little to compute.
+  bool from_end = false;
+
+  /// How many places of the first query tile lie before the first of `q_len` queries.
+  constexpr index_t lead(index_t q_len) const { return from_end ? (q - q_len % q) % q : 0; }
   friend constexpr bool operator==(tile_shape, tile_shape) = default;
 };
 

@@ -109,7 +109,7 @@ struct backend<cuda::executor<Dims>> {
   template <class Mask, class T, class O>
   static std::optional<tile_shape> step_tile(const executor& exec, const inputs<T>& in,
                                              const results<O>& out) {
-    return cuda::detail::step_tile<Mask>(exec, in, out);
+    return cuda::detail::step_tile(exec, in, out);
   }
   static constexpr index_t state_width(index_t v_dim) {
     return cuda::detail::row_states::width(v_dim);

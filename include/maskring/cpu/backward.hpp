@@ -2,6 +2,7 @@
 // The backward pass on the host.
 #pragma once
 
+#include <maskring/block/descent.hpp>
 #include <maskring/core/problem.hpp>
 #include <maskring/cpu/detail/gradients.hpp>
 #include <maskring/cpu/detail/learn.hpp>
@@ -130,8 +131,10 @@ private:
   void query_tile(workspace& work, const span& s, index_t h, int tile) {
     using namespace detail;
     const int qk_dim = static_cast<int>(problem_.qk_dim), v_dim = static_cast<int>(problem_.v_dim);
-    const index_t end = std::min(problem_.q_len, index_t{tile + 1} * map_.tile.q);
-    for (index_t q = index_t{tile} * map_.tile.q; q < end; q += query_block) {
+    const range rows_here =
+        maskring::detail::tile_span(tile, tile + 1, map_.tile.q, problem_.q_len, map_.q_lead());
+    const index_t end = rows_here.hi + 1;
+    for (index_t q = rows_here.lo; q < end; q += query_block) {
       const int count = static_cast<int>(std::min<index_t>(query_block, end - q));
       const int lanes = padded_lanes(count);
       const float_rows rows = vector_rows(level_, in_.q, s.b, h, q, count, work.queries.data());

@@ -2,6 +2,7 @@
 // The forward pass on the host.
 #pragma once
 
+#include <maskring/block/descent.hpp>
 #include <maskring/core/problem.hpp>
 #include <maskring/core/softmax.hpp>
 #include <maskring/cpu/detail/matmul.hpp>
@@ -82,8 +83,10 @@ private:
   };
 
   void tile_row(workspace& work, index_t b, index_t h, int tile) const {
-    const index_t end = std::min(problem_.q_len, index_t{tile + 1} * map_.tile.q);
-    for (index_t q = index_t{tile} * map_.tile.q; q < end;) {
+    const range rows_here =
+        maskring::detail::tile_span(tile, tile + 1, map_.tile.q, problem_.q_len, map_.q_lead());
+    const index_t end = rows_here.hi + 1;
+    for (index_t q = rows_here.lo; q < end;) {
       std::size_t together = 0;
       for (; q < end && together < work.blocks.size(); q += detail::query_block) {
         query_rows& block = work.blocks[together++];

@@ -61,10 +61,16 @@ void run_forward(const Executor& exec, const inputs<T>& in, const results<O>& ou
     };
     constexpr auto best = [] { return sm90::preferred_policy<Mask, Score>(Dim::qk, Dim::v); };
     constexpr auto plain = [] { return sm90::preferred_policy<Mask>(Dim::qk, Dim::v); };
+    constexpr auto any = [] { return sm90::preferred_policy<void>(Dim::qk, Dim::v); };
     if (computed(best)) return;
-    // Maps may have been made for calls without the modifier.
+    // Maps may have been made for calls without the modifier, or with the tiles that they have
+    // where none are asked for.
     if constexpr (best().tile != plain().tile) {
       if (map != nullptr && computed(plain)) return;
+    }
+    if constexpr (any().tile == tile_shape{} && any().tile != best().tile &&
+                  any().tile != plain().tile && !std::is_same_v<Mask, mask::full>) {
+      if (map != nullptr && computed(any)) return;
     }
   }
   maskring::detail::require(!hopper_only,
@@ -95,7 +101,7 @@ void forward(const executor<Dims>& exec, const inputs<T>& given, const results<O
 }
 
 /// The tile of block maps for forward_step() of such calls; nothing where these are not to be had.
-template <class Mask, class Dims, class T, class O>
+template <class Dims, class T, class O>
 std::optional<tile_shape> step_tile(const executor<Dims>& exec, const inputs<T>& given,
                                     const results<O>& wanted) {
   std::optional<tile_shape> tile;
@@ -104,7 +110,7 @@ std::optional<tile_shape> step_tile(const executor<Dims>& exec, const inputs<T>&
     const results out{as_element(wanted.out), wanted.lse};
     const problem p = maskring::detail::check_inputs("forward", in, {});
     with_head_dim("forward", p, Dims{}, [&](auto dim) {
-      constexpr auto shape = sm90::preferred_policy<Mask>(decltype(dim)::qk, decltype(dim)::v);
+      constexpr auto shape = sm90::preferred_policy<void>(decltype(dim)::qk, decltype(dim)::v);
       if (exec.policy().kernel != kernel::portable && sm90::compiled_for_hopper() &&
           sm90::supported(shape, in, out, p, block_map_view{})) {
         tile = shape.tile;
@@ -127,7 +133,7 @@ void forward_step(const executor<Dims>& exec, const inputs<T>& given, const resu
   check_map("forward", map, p);
   if constexpr (!std::is_same_v<T, float> && sm90::may_target_hopper) {
     with_head_dim("forward", p, Dims{}, [&](auto dim) {
-      constexpr auto shape = sm90::preferred_policy<Mask>(decltype(dim)::qk, decltype(dim)::v);
+      constexpr auto shape = sm90::preferred_policy<void>(decltype(dim)::qk, decltype(dim)::v);
       exec.workspace().reserve(1, exec.stream());
       sm90::forward<shape, true>(in, out, mask, map, score, p, exec.workspace().counters(),
                                  exec.policy().accompanied, exec.stream(), states);
@@ -141,7 +147,7 @@ namespace cuda {
 
 /// The tile for block maps of forward calls with this mask and these head dimensions: the one that
 /// the fastest kernel on the current device takes. The portable kernel takes any multiple of
-/// 128 × 128, as do all backward kernels.
+/// 128 × 128 counted from the first query, as do all backward kernels.
 ///
 /// Calls with a score modifier take maps made without regard to it, but those of
 /// `uses_special_functions` are faster if it is named.

@@ -128,6 +128,9 @@ inline void check_tiles(const char* call, const block_map_view& map, tile_shape 
   maskring::detail::require(map.tile.q % kernel.q == 0 && map.tile.kv % kernel.kv == 0, call,
                             ": the block map has tiles of ", map.tile.q, " x ", map.tile.kv,
                             ", expected multiples of ", kernel.q, " x ", kernel.kv);
+  maskring::detail::require(map.q_lead() == 0, call,
+                            ": the block map counts its query tiles from the last query, expected "
+                            "from the first");
 }
 
 } // namespace maskring::cuda::detail

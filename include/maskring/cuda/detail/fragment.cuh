@@ -43,7 +43,7 @@ using score_number = std::conditional_t<std::is_same_v<T, bfloat16>, fast_float,
 /// Replaces raw products by score(scale · product, b, h, q, kv).
 ///
 /// What lies past the ends is never used, but a modifier's tables must not be read there: it is
-/// asked about the last row or column instead. Inside, nothing stands between a modifier and the
+/// asked about the nearest row or column instead. Inside, nothing stands between a modifier and the
 /// constant distances of a thread's elements, so that terms of kv − q are shared by both rows. A
 /// modifier that is `local_score` needs no such care, and no two ways that the assembler joins by
 /// moving all scores.
@@ -69,11 +69,12 @@ __device__ inline void apply_score(float (&s)[Count], const Score& score, float 
       if (learnable_score<Score> && i % 16 == 15) __syncwarp();
     }
   };
-  if (at.q + 8 < q_len && at.kv + fragment_layout::column(Count - 1) < kv_len) {
+  if (at.q >= 0 && at.q + 8 < q_len && at.kv + fragment_layout::column(Count - 1) < kv_len) {
     const auto same = [](int index) { return index; };
     apply(same, same);
   } else {
-    apply([&](int q) { return min(q, q_len - 1); }, [&](int kv) { return min(kv, kv_len - 1); });
+    apply([&](int q) { return max(min(q, q_len - 1), 0); },
+          [&](int kv) { return min(kv, kv_len - 1); });
   }
 }
 

@@ -13,12 +13,14 @@
 namespace maskring::cuda::detail {
 
 /// What the mask keeps of the block of queries [q, q + rows) and keys [kv, kv + keys). Rows and
-/// keys past the end count as hidden. `args` holds the mask and the lengths.
+/// keys past the ends count as hidden. `args` holds the mask and the lengths.
 template <class Arguments>
 __device__ verdict block_verdict(const Arguments& args, int batch, int head, int q, int rows,
                                  int kv, int keys) {
-  if (q >= args.q_len || kv >= args.kv_len) return verdict::none;
-  const verdict inside = verdict_of(args.mask, {.q = {q, min(q + rows, args.q_len) - 1},
+  const int end = min(q + rows, args.q_len);
+  if (Arguments::policy.tile.from_end) q = max(q, 0);
+  if (q >= end || kv >= args.kv_len) return verdict::none;
+  const verdict inside = verdict_of(args.mask, {.q = {q, end - 1},
                                                 .kv = {kv, min(kv + keys, args.kv_len) - 1},
                                                 .batch = batch,
                                                 .head = head});
@@ -32,7 +34,8 @@ __device__ std::uint32_t kept_elements(const Arguments& args, score_origin at) {
   std::uint32_t bits = 0;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const int q = min(at.q + 8 * fragment_layout::row(i), args.q_len - 1);
+    int q = min(at.q + 8 * fragment_layout::row(i), args.q_len - 1);
+    if (Arguments::policy.tile.from_end) q = max(q, 0);
     const int kv = at.kv + fragment_layout::column(i);
     const bool keep = static_cast<bool>(args.mask(at.batch, at.head, q, min(kv, args.kv_len - 1)));
     bits |= static_cast<std::uint32_t>(keep & (kv < args.kv_len)) << i;

@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(256) find_tile_bits(Mask mask, line_grid grid,
   const int word = static_cast<int>(blockIdx.x - row * words);
   const line_segment s = grid.at(row * words + word);
   const block_map_view& m = grid.sizes;
-  const range q = maskring::detail::tile_span(s.line, s.line + 1, m.tile.q, m.q_len);
+  const range q = maskring::detail::tile_span(s.line, s.line + 1, m.tile.q, m.q_len, m.q_lead());
   const std::uint32_t every = 0xffffffffu >> (32 - (s.last - s.first));
 
   const verdict together =

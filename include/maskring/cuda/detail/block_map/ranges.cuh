@@ -38,21 +38,22 @@ struct range_source {
   /// Calls emit(first, count, partial) for the tiles of the segment that are not empty, ascending.
   template <class Emit>
   constexpr void walk(const line_grid& grid, const line_segment& s, Emit& emit) const {
-    const auto [along, tile, length] = geometry(grid, s);
+    const auto [along, tile, length, lead] = geometry(grid, s);
     maskring::detail::descend_row(oriented<Mask>{mask, s.column}, s.batch, s.head, along, s.first,
-                                  s.last, tile, length, emit);
+                                  s.last, tile, length, emit, lead);
   }
 
   /// What the last tile before the segment holds: 0 nothing, 1 full, 2 partial. Follows the descent
   /// of the segment before, so that both sides of the seam say the same of any mask.
   constexpr int kind_before(const line_grid& grid, const line_segment& s) const {
-    const auto [along, tile, length] = geometry(grid, s);
+    const auto [along, tile, length, lead] = geometry(grid, s);
     const oriented<Mask> seen{mask, s.column};
     index_t first = s.first - grid.segment;
     const index_t last = s.first;
     for (;;) {
-      const verdict v = verdict_of(
-          seen, {along, maskring::detail::tile_span(first, last, tile, length), s.batch, s.head});
+      const verdict v =
+          verdict_of(seen, {along, maskring::detail::tile_span(first, last, tile, length, lead),
+                            s.batch, s.head});
       if (v != verdict::some) return v == verdict::all ? 1 : 0;
       if (last - first == 1) return 2;
       first += (last - first) / 2;
@@ -64,14 +65,15 @@ private:
     range along;
     int tile;
     index_t length;
+    index_t lead;
   };
   static constexpr line_geometry geometry(const line_grid& grid, const line_segment& s) {
     const block_map_view& m = grid.sizes;
     if (s.column)
       return {maskring::detail::tile_span(s.line, s.line + 1, m.tile.kv, m.kv_len), m.tile.q,
-              m.q_len};
-    return {maskring::detail::tile_span(s.line, s.line + 1, m.tile.q, m.q_len), m.tile.kv,
-            m.kv_len};
+              m.q_len, m.q_lead()};
+    return {maskring::detail::tile_span(s.line, s.line + 1, m.tile.q, m.q_len, m.q_lead()),
+            m.tile.kv, m.kv_len, 0};
   }
 };
 

@@ -42,7 +42,16 @@ struct forward_arguments {
   Score score;
   float scale;
   int q_len, kv_len, group;
+  int q_lead;        ///< places of the first query tile before the first query
   row_states states; ///< if `carries`
+
+  /// The first row of a query tile; negative where the tile begins before the first query.
+  __device__ int first_row(int q_tile) const {
+    return q_tile * P.tile.q - (P.tile.from_end ? q_lead : 0);
+  }
+  __device__ bool has_row(int q) const {
+    return P.tile.from_end ? static_cast<unsigned>(q) < static_cast<unsigned>(q_len) : q < q_len;
+  }
 };
 
 } // namespace maskring::cuda::detail::sm90

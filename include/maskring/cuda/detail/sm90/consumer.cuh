@@ -202,8 +202,8 @@ private:
       for (int c = 0; c < layout.chunks(); ++c) {
         ptx::store_box(args_.copied_out,
                        tile + c * layout.chunk_bytes() + 16 * strip_ * layout.row_bytes(),
-                       c * layout.chunk_columns(), item.q_tile * P.tile.q + 16 * strip_, item.head,
-                       item.batch);
+                       c * layout.chunk_columns(), args_.first_row(item.q_tile) + 16 * strip_,
+                       item.head, item.batch);
       }
       ::cuda::ptx::cp_async_bulk_commit_group();
     }
@@ -345,7 +345,7 @@ private:
   }
   /// The first of the two rows of a lane.
   __device__ int first_query(const work_item& item, int lane) const {
-    return item.q_tile * P.tile.q + 16 * strip_ + fragment_layout::first_row(lane);
+    return args_.first_row(item.q_tile) + 16 * strip_ + fragment_layout::first_row(lane);
   }
 
   // Turns go round the groups: barrier 1 + g holds group g back until the group before it arrives.

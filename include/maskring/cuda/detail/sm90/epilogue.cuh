@@ -46,7 +46,7 @@ struct row_shares {
 
   template <class Arguments>
   __device__ row_shares(const Arguments& args, const work_item& item, int q, state mine) {
-    const bool continues = args.previous.lse.data != nullptr && q < args.q_len;
+    const bool continues = args.previous.lse.data != nullptr && args.has_row(q);
     const state before =
         continues ? state::from_lse(args.previous.lse(item.batch, item.head, q)) : state{};
     state all = merge(mine, before);
@@ -87,7 +87,7 @@ __device__ void finish_rows(const Arguments& args, const work_item& item, int q,
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = q + 8 * r;
-    if (row >= args.q_len) continue;
+    if (!args.has_row(row)) continue;
     if (column == 0 && args.lse.data != nullptr) args.lse(item.batch, item.head, row) = lse[r];
     if (carried[r] != 0) {
       const float* before = &args.previous.out(item.batch, item.head, row, column);
@@ -111,7 +111,7 @@ __device__ void store_rows(const Arguments& args, const work_item& item, int q, 
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = q + 8 * r;
-    const bool stored = row < args.q_len;
+    const bool stored = args.has_row(row);
     element* destination = stored ? &args.out(item.batch, item.head, row, 0) : nullptr;
     if constexpr (std::is_same_v<element, float>) {
 #pragma unroll
@@ -165,7 +165,7 @@ __device__ void load_states(const Arguments& args, const work_item& item, int q,
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = q + 8 * r;
-    const bool stored = row < args.q_len;
+    const bool stored = args.has_row(row);
     const float* sums = stored ? &args.states.sums(item.batch, item.head, row, 4 * lane) : nullptr;
 #pragma unroll
     for (int i = 0; i < P.v_dim / 8; i += 2) {
@@ -193,7 +193,7 @@ __device__ void store_states(const Arguments& args, const work_item& item, int q
   for (int r = 0; r < 2; ++r) {
     const int row = q + 8 * r;
     const float total = rows.total(r);
-    if (row >= args.q_len) continue;
+    if (!args.has_row(row)) continue;
     if (lane == 0) {
       args.states.maximum(item.batch, item.head, row) = rows.reference[r];
       args.states.total(item.batch, item.head, row) = total;
@@ -216,7 +216,7 @@ __device__ void pass_unseen_states(const Arguments& args, const work_item& item,
   if (item.idle() || (item.continues() && item.stays_open())) return;
   for (int r = 0; r < 2; ++r) {
     const int row = q + 8 * r;
-    if (row >= args.q_len) continue;
+    if (!args.has_row(row)) continue;
     float& maximum = args.states.maximum(item.batch, item.head, row);
     float& total = args.states.total(item.batch, item.head, row);
     float* sums = &args.states.sums(item.batch, item.head, row, 0);
@@ -251,7 +251,7 @@ __device__ void store_unseen_rows(const Arguments& args, const work_item& item, 
   using element = typename Arguments::output_type;
   for (int r = 0; r < 2; ++r) {
     const int row = q + 8 * r;
-    if (row >= args.q_len) continue;
+    if (!args.has_row(row)) continue;
     const row_shares shares{args, item, row, softmax_state<float>{}};
     if (column == 0 && args.lse.data != nullptr) args.lse(item.batch, item.head, row) = shares.lse;
     for (int c = column; c < args.out.extents[3]; c += 8) {

@@ -20,7 +20,7 @@
 #include <maskring/cuda/detail/sm90/policy.cuh>
 #include <maskring/cuda/detail/sm90/producer.cuh>
 #include <maskring/cuda/error.cuh>
-#include <maskring/mask/basic.hpp>
+#include <maskring/mask/concepts.hpp>
 
 #include <cuda_runtime_api.h>
 
@@ -57,21 +57,41 @@ __global__ void __launch_bounds__(Arguments::policy.threads(), 1)
 #endif
 }
 
+/// Whether a mask without state lets late queries see all early keys, as causal ones do: query
+/// tiles then have few edges, however tall they are.
+template <class Mask>
+inline constexpr bool sees_far = [] {
+  constexpr tile far{.q = {1 << 20, (1 << 20) + 255}, .kv = {0, 255}};
+  if constexpr (std::is_empty_v<Mask> && std::is_default_constructible_v<Mask>) {
+    // Only a mask that the compiler can ask.
+    if constexpr (requires {
+                    typename std::bool_constant<verdict_of(Mask{}, far) == verdict::all>;
+                  }) {
+      return verdict_of(Mask{}, far) == verdict::all;
+    }
+  }
+  return false;
+}();
+
 /// The shape for these head dimensions, or one that is not valid() if this kernel has none.
 ///
 /// Smaller dimensions use the next larger shape, the rest filled with zeros. Where score modifiers
 /// take the special function unit, three groups of warps keep it busier than two. They also read
-/// keys less often, which pays where no mask has edges for their taller tiles to cross.
+/// keys less often, which pays where the mask has few edges for their taller tiles to cross.
+///
+/// With `void` for the mask: for calls that keep the state of rows by query tiles, from the first
+/// query on.
 template <class Mask, class Score = score::none>
 constexpr forward_policy preferred_policy(int qk_dim, int v_dim) {
   const int dim = qk_dim > v_dim ? qk_dim : v_dim;
   const bool special = uses_special_functions<Score> && local_score<Score>;
-  const bool three_groups =
-      special || (std::is_same_v<Mask, mask::full> && std::is_same_v<Score, score::none>);
+  // Tiles of three groups seldom divide a length: of the last one too little would be left.
+  const bool from_end = !std::is_void_v<Mask>;
+  const bool three_groups = special || (sees_far<Mask> && std::is_same_v<Score, score::none>);
   //                         qk   v    tile         stages, turns, overlap, early weights
-  if (dim <= 64) return {64, 64, {192, 128}, 4, 2, true, false, special ? 0 : 16};
+  if (dim <= 64) return {64, 64, {192, 128, from_end}, 4, 2, true, false, special ? 0 : 16};
   if (dim <= 96) return {96, 96, {128, 192}, 2, 2, true, false};
-  if (dim <= 128 && three_groups) return {128, 128, {192, 80}, 2, 2, true, false};
+  if (dim <= 128 && three_groups) return {128, 128, {192, 80, from_end}, 2, 2, true, false};
   if (dim <= 128) return {128, 128, {128, 128}, 2, 2, true, true};
   if (dim <= 192 && v_dim <= 128) return {192, 128, {128, 128}, 2, 1, false, true};
   if (dim <= 192) return {192, 192, {128, 96}, 2, 1, false, true};
@@ -125,6 +145,8 @@ void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
   static_assert(P.valid(), "maskring: no Hopper forward kernel of this shape");
   static_assert(sizeof(forward_storage<P>) <= 227 * 1024,
                 "maskring: the shape needs more shared memory than a Hopper block has");
+  static_assert(!Carries || !P.tile.from_end,
+                "maskring: states of rows are kept by query tiles from the first query on");
   using arguments = forward_arguments<P, T, O, Mask, Score, Carries>;
 
   // Most steps of several see everything or nothing: all query tiles take as long.
@@ -157,6 +179,7 @@ void forward(const inputs<T>& in, const results<O>& out, const Mask& mask,
                  static_cast<int>(p.q_len),
                  static_cast<int>(p.kv_len),
                  static_cast<int>(p.group()),
+                 static_cast<int>(P.tile.lead(p.q_len)),
                  states};
   const int blocks = std::min(processors, args.order.count());
   if (blocks == 0) return;

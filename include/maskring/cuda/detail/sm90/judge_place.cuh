@@ -51,7 +51,7 @@ public:
 
   __device__ int batch() const { return words_.get(batch_word); }
   __device__ int head() const { return words_.get(head_word); }
-  __device__ int first_query() const { return words_.get(q_tile) * P.tile.q; }
+  __device__ int first_query() const { return args_.first_row(words_.get(q_tile)); }
   __device__ int first_key() const { return words_.get(kv_tile) * P.tile.kv; }
   /// Where the verdicts go.
   __device__ ring_cursor<P.stages> cursor() const {

@@ -58,7 +58,7 @@ __device__ void schedule(const Arguments& args, forward_storage<Arguments::polic
       slot.wait_empty(q_cursor.round());
       ptx::arrive_expecting(slot.full, query_layout(P).bytes());
       load_tile<query_layout(P)>(smem.q[q_cursor.stage()], args.q, slot.full,
-                                 item.q_tile * P.tile.q, item.head, item.batch);
+                                 args.first_row(item.q_tile), item.head, item.batch);
       q_cursor.advance();
     }
     ptx::wait(smem.item_ending, round & 1);
