@@ -134,6 +134,8 @@ void forward_step(const executor<Dims>& exec, const inputs<T>& given, const resu
   if constexpr (!std::is_same_v<T, float> && sm90::may_target_hopper) {
     with_head_dim("forward", p, Dims{}, [&](auto dim) {
       constexpr auto shape = sm90::preferred_policy<void>(decltype(dim)::qk, decltype(dim)::v);
+      maskring::detail::require(sm90::supported(shape, in, out, p, map),
+                                "forward: no step of this call, or its map has other tiles");
       exec.workspace().reserve(1, exec.stream());
       sm90::forward<shape, true>(in, out, mask, map, score, p, exec.workspace().counters(),
                                  exec.policy().accompanied, exec.stream(), states);

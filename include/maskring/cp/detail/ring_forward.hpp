@@ -21,8 +21,8 @@ protected:
     rotation<Comm, Exec, T> moving{*this->comm_,  exec, this->plan_, this->keys_,
                                    this->values_, in.k, in.v};
     if constexpr (stepping_backend<Exec>) {
-      if (step_tile(exec, in, out, moving)) {
-        forward_by_tiles(exec, in, out, moving);
+      if (const auto tile = step_tile(exec, in, out, moving)) {
+        forward_by_tiles(exec, in, out, moving, *tile);
         return;
       }
     }
@@ -81,7 +81,7 @@ private:
             {s.batch, s.q_heads, this->q_size(), width}};
   }
 
-  /// The query tile of forward_by_tiles(), if all steps can be computed that way.
+  /// The tile of forward_by_tiles(), if all steps can be computed that way.
   template <class Exec, class T, class O>
   std::optional<tile_shape> step_tile(const Exec& exec, const inputs<T>& in, const results<O>& out,
                                       const rotation<Comm, Exec, T>& moving) {
@@ -107,7 +107,7 @@ private:
   /// another will.
   template <class Exec, class T, class O>
   void forward_by_tiles(const Exec& exec, const inputs<T>& in, const results<O>& out,
-                        rotation<Comm, Exec, T>& moving) {
+                        rotation<Comm, Exec, T>& moving, const tile_shape& tile) {
     const open_tiles open{state_tensor(backend<Exec>::state_width(this->sizes_.v_dim)),
                           numbers(state_lse_), numbers(state_sum_)};
     for (int step = 0; step < this->ranks(); ++step) {
@@ -127,7 +127,7 @@ private:
         const auto mask = this->mask_at(step, queries, keys);
         const block_map_view& map =
             this->maps_at(step, queries, keys)
-                .forward(exec, now, to, mask, this->lengths_of(queries, keys), this->options_.tile);
+                .forward(exec, now, to, mask, this->lengths_of(queries, keys), tile);
         backend<Exec>::forward_step(exec, now, to, mask, map, this->score_at(step, queries, keys),
                                     this->options_, part);
       });
