@@ -50,6 +50,31 @@ TEST_CASE("drivers on a device: errors do not grow with the ranks") {
   }
 }
 
+TEST_CASE("drivers on a device: a ring whose steps have other tiles than calls on one device") {
+  const case_sizes s{{1, 2, 2, 128, 128}, 1000, 1000};
+  const whole_inputs<bfloat16> in{13, s};
+  const any_layout split{"zigzag", 1000, 2};
+  const auto exact = reference_results_of(in, mask::causal{});
+  comm::run_local(2, [&](comm::local& c) {
+    const int rank = c.rank();
+    auto part = part_of(in, split, rank);
+    cuda::workspace scratch;
+    const auto exec = cuda::on(part.stream(), scratch, cuda::unpacked(cuda::head_dims<128>));
+    cp::ring driver{c, s.shape, split, mask::causal{}};
+    part.run([&](const auto& given, const auto& out) { driver.forward(exec, given, out); },
+             [&](const auto& kept, const auto& up, const auto& grad) {
+               driver.backward(exec, kept, up, grad);
+             });
+    const auto& got = part.read();
+    CHECK(relative_error(got.out, shard_of(exact.out, split, rank)) < 4e-3);
+    CHECK(relative_error(got.dq, shard_of(exact.dq, split, rank)) < 4e-3);
+    CHECK(relative_error(got.dk, shard_of(exact.dk, split, rank)) < 4e-3);
+    CHECK(relative_error(got.dv, shard_of(exact.dv, split, rank)) < 4e-3);
+    const int token = 0;
+    c.share(std::as_bytes(std::span{&token, 1})); // nobody's memory goes before all have done
+  });
+}
+
 TEST_CASE("drivers on a device: as one graph, replayed, the same bits") {
   const case_sizes s{{1, 4, 4, 64, 64}, 333, 333};
   const whole_inputs<bfloat16> in{8, s, true};

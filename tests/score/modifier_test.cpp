@@ -218,6 +218,14 @@ TEST_CASE("modifiers of distance are the same when asked from a pair near by") {
   check(score::softcap{30}, 1e-6);
   check(score_at(score::alibi{12} >> score::softcap{30}, 0, 3), 1e-4);
   static_assert(!local_score<score::alibi>); // its slope is the head's
+
+  const auto buckets = score::distance_buckets::t5(32, 120, true);
+  const score::bias_table table{random_floats(4 * 32, 4), 4, 32};
+  const score::bias read{table.view(), buckets.view()};
+  check(score_at(read, 0, 3), 1e-6);
+  static_assert(learnable_score<decltype(score_at(read, 0, 3))>);
+  using by_pair = score::bias<score::pair_buckets_view>;
+  static_assert(!local_score<decltype(score_at(std::declval<by_pair>(), 0, 3))>);
 }
 
 TEST_CASE("a softcap takes in the factors before and behind it") {

@@ -23,6 +23,12 @@ struct distance_buckets_view {
   constexpr int operator()(int q, int kv) const {
     return bucket_of[clamp(kv - q, -reach, reach) + reach];
   }
+  /// The buckets of pairs by how many positions further on than (q, kv) they are.
+  constexpr auto from(int q, int kv) const {
+    return [buckets = *this, distance = kv - q](int dq, int dkv) {
+      return buckets(0, distance + (dkv - dq));
+    };
+  }
   friend constexpr bool operator==(const distance_buckets_view& a, const distance_buckets_view& b) {
     return a.serial == b.serial && a.bucket_of == b.bucket_of;
   }
@@ -191,6 +197,29 @@ private:
   std::uint64_t serial_;
 };
 
+/// A row of a table of biases: what `bias` adds to the scores of one head.
+template <class Buckets>
+struct head_bias {
+  const float* values; ///< [buckets]
+  exact_sum* gradient; ///< [buckets], or null
+  Buckets buckets;
+
+  template <class Score>
+  constexpr Score operator()(Score s, int, int, int q, int kv) const {
+    return s + static_cast<detail::real<Score>>(values[buckets(q, kv)]);
+  }
+  template <class T>
+  constexpr void add_gradient(T dscore, T, int, int, int q, int kv) const {
+    if (gradient) gradient[buckets(q, kv)].add(static_cast<float>(dscore));
+  }
+  constexpr auto from(int q, int kv) const requires requires { buckets.from(q, kv); }
+  {
+    return [values = values, bucket = buckets.from(q, kv)](auto s, int dq, int dkv) {
+      return s + static_cast<detail::real<decltype(s)>>(values[bucket(dq, dkv)]);
+    };
+  }
+};
+
 /// s + bias[h, bucket(q, kv)]; ∂/∂bias[h, i] is the sum of dscore over the pairs of bucket i.
 template <class Buckets>
 class bias {
@@ -202,19 +231,20 @@ public:
                               " buckets, expected ", buckets.count);
   }
   template <class Score>
-  constexpr Score operator()(Score s, int, int h, int q, int kv) const {
-    return s + static_cast<detail::real<Score>>(table_.values[entry(h, q, kv)]);
+  constexpr Score operator()(Score s, int b, int h, int q, int kv) const {
+    return at(b, h)(s, b, h, q, kv);
   }
   template <class T>
-  constexpr void add_gradient(T dscore, T, int, int h, int q, int kv) const {
-    if (table_.gradient) table_.gradient[entry(h, q, kv)].add(static_cast<float>(dscore));
+  constexpr void add_gradient(T dscore, T s, int b, int h, int q, int kv) const {
+    at(b, h).add_gradient(dscore, s, b, h, q, kv);
+  }
+  constexpr head_bias<Buckets> at(int, int h) const {
+    const index_t first = index_t{table_.heads == 1 ? 0 : h} * table_.buckets;
+    return {table_.values + first, table_.gradient ? table_.gradient + first : nullptr, buckets_};
   }
   friend bool operator==(const bias&, const bias&) = default;
 
 private:
-  constexpr index_t entry(int h, int q, int kv) const {
-    return index_t{table_.heads == 1 ? 0 : h} * table_.buckets + buckets_(q, kv);
-  }
   bias_view table_;
   Buckets buckets_;
 };

@@ -88,9 +88,11 @@ constexpr forward_policy preferred_policy(int qk_dim, int v_dim) {
   // Tiles of three groups seldom divide a length: of the last one too little would be left.
   const bool from_end = !std::is_void_v<Mask>;
   const bool three_groups = special || (sees_far<Mask> && std::is_same_v<Score, score::none>);
+  const bool tables = learnable_score<Score>; // whose entries need registers
   //                         qk   v    tile         stages, turns, overlap, early weights
+  if (dim <= 64 && tables) return {64, 64, {192, 96, from_end}, 4, 2, true, false};
   if (dim <= 64) return {64, 64, {192, 128, from_end}, 4, 2, true, false, special ? 0 : 16};
-  if (dim <= 96) return {96, 96, {128, 192}, 2, 2, true, false};
+  if (dim <= 96) return {96, 96, {128, tables ? 128 : 192}, 2, 2, true, false};
   if (dim <= 128 && three_groups) return {128, 128, {192, 80, from_end}, 2, 2, true, false};
   if (dim <= 128) return {128, 128, {128, 128}, 2, 2, true, true};
   if (dim <= 192 && v_dim <= 128) return {192, 128, {128, 128}, 2, 1, false, true};
