@@ -58,8 +58,9 @@ TEST_CASE("drivers on a device: a ring whose steps have other tiles than calls o
   comm::run_local(2, [&](comm::local& c) {
     const int rank = c.rank();
     auto part = part_of(in, split, rank);
-    cuda::workspace scratch;
-    const auto exec = cuda::on(part.stream(), scratch, cuda::unpacked(cuda::head_dims<128>));
+    maskring::cuda::workspace scratch;
+    const auto exec = maskring::cuda::on(part.stream(), scratch,
+                                         maskring::cuda::unpacked(maskring::cuda::head_dims<128>));
     cp::ring driver{c, s.shape, split, mask::causal{}};
     part.run([&](const auto& given, const auto& out) { driver.forward(exec, given, out); },
              [&](const auto& kept, const auto& up, const auto& grad) {
