@@ -63,6 +63,24 @@ constexpr verdict verdict_of(const M& mask, const tile& where) {
   return truth_of(mask, where).value();
 }
 
+namespace detail {
+
+/// Whether the compiler can tell that a mask keeps all of a rectangle: only of masks without state.
+template <class M, tile Where>
+inline constexpr bool surely_keeps = [] {
+  if constexpr (std::is_empty_v<M> && std::is_default_constructible_v<M>) {
+    // Only a mask that the compiler can ask.
+    if constexpr (requires {
+                    typename std::bool_constant<verdict_of(M{}, Where) == verdict::all>;
+                  }) {
+      return verdict_of(M{}, Where) == verdict::all;
+    }
+  }
+  return false;
+}();
+
+} // namespace detail
+
 /// The verdict found by looking at every pair of the rectangle: exact, and as slow as it sounds.
 template <mask_mod M>
 constexpr verdict elementwise_verdict(const M& mask, int batch, int head, range q, range kv) {

@@ -37,6 +37,14 @@ class backward_block {
   static constexpr int threads = at::threads;
   static constexpr int group_threads = at::group_threads;
 
+  /// Whether to tell halves of the keys apart: borders of masks seldom leave one of them without
+  /// work in tiles that are not wider than high.
+  static constexpr bool has_halves =
+      P.tile.kv > P.tile.q &&
+      !maskring::detail::surely_keeps<decltype(Arguments::mask),
+                                      tile{.q = {0, 1 << 20}, .kv = {0, 1 << 20}}>;
+  static_assert(!has_halves || (at::s_columns % 2 == 0 && at::k_rows % 2 == 0));
+
   // Where both groups work at the same things, or wait for each other's copies, they keep step.
   static constexpr bool in_step = Arguments::has_score || P.stages == 1;
 
@@ -95,11 +103,24 @@ private:
       const bool masked = walk.partial() || last_keys ||
                           (Arguments::has_score && (tile + 1) * P.tile.q > args_.q_len);
       walk.advance();
-      if (masked) {
-        step<true>(tile, walk);
-      } else {
-        step<false>(tile, walk);
+      if (!masked) {
+        step<key_part::all>(tile, walk, typename score_work::all_entries{});
+        continue;
       }
+      const mask_question question{args_};
+      const auto seen = blocks::of(question, batch_, head_, tile * P.tile.q, kv_tile_ * P.tile.kv);
+      const auto kept = work_on(tile).look_at_entries(question, seen);
+      if constexpr (has_halves) {
+        if (!seen.sees(key_part::upper)) {
+          step<key_part::lower>(tile, walk, kept);
+          continue;
+        }
+        if (!seen.sees(key_part::lower)) {
+          step<key_part::upper>(tile, walk, kept);
+          continue;
+        }
+      }
+      step<key_part::all>(tile, walk, kept);
     }
     __syncthreads();
     pass_on();
@@ -126,33 +147,16 @@ private:
     }
   }
 
-  template <bool Masked>
-  __device__ void step(int q_tile, const tile_walk<direction::down>& next) {
-    const score_origin origin{
-        batch_, head_, q_tile * P.tile.q + me_.score_row() + fragment_layout::first_row(at::lane()),
-        kv_tile_ * P.tile.kv + me_.score_column() + fragment_layout::first_column(at::lane())};
-    const score_work work{args_, me_, shared_, stage_, origin};
-    const auto tile = look_at<Masked>(q_tile);
-    const auto kept = [&] {
-      if constexpr (Masked) {
-        return work.look_at_entries(tile.some);
-      } else {
-        return typename score_work::all_entries{};
-      }
-    }();
-    const auto seen = tile.seen.from(me_.score_row() / 16, me_.score_column() / 16);
-
+  /// Takes in a query tile; `kept` is what the mask leaves of it, nothing outside of `Part`.
+  template <key_part Part, class Kept>
+  __device__ void step(int q_tile, const tile_walk<direction::down>& next, const Kept& kept) {
+    const score_work work = work_on(q_tile);
     typename at::scores s = {};
     const block_reader<q_layout, false> left{
         shared_ + (me_.of_weights() ? at::q_at(stage_) : at::o_at(stage_)), me_.score_row()};
     const block_reader<k_layout, true> right{shared_ + (me_.of_weights() ? P.k_at() : P.v_at()),
                                              me_.score_column()};
-    add_product_transposed<T, at::s_q, at::s_kv>(s, left, right, [&](int n) {
-      bool any = false;
-#pragma unroll
-      for (int m = 0; m < at::s_rows; ++m) any |= seen.has(m * at::s_q, n * at::s_kv);
-      return any;
-    });
+    add_product_transposed<T, blocks_of(Part, at::s_columns), at::s_q, at::s_kv>(s, left, right);
 
     const bool keeps_turn = args_.ordered && me_.warp == 0;
     dq_turn turn;
@@ -162,14 +166,14 @@ private:
       ptx::commit_copies();
     };
     if constexpr (Arguments::has_score) {
-      work.hand_over(s);
+      work.template hand_over<Part>(s);
       pass_on();
       __syncthreads();
       if constexpr (P.stages == 2) fetch_next();
-      work.finish(s, seen, kept);
+      work.template finish<Part>(s, kept);
       __syncthreads();
     } else if (me_.of_weights()) {
-      work.weigh(s, seen, kept);
+      work.template weigh<Part>(s, kept);
       ptx::barrier_sync(weights_stored, group_threads);
       ptx::barrier_arrive(weights_ready, threads);
       if constexpr (in_step) count_barrier();
@@ -179,14 +183,14 @@ private:
       pass_on(); // only now: what was added has long arrived, the fence is short
       ptx::barrier_sync(weights_ready, threads);
       if constexpr (P.stages == 2) fetch_next();
-      work.differentiate(s, seen);
+      work.template differentiate<Part>(s);
       ptx::barrier_sync(gradients_stored, group_threads);
       if constexpr (!in_step) ptx::barrier_arrive(gradients_ready, threads);
     }
 
     int* const counter = args_.dq_done + row_of(q_tile);
     if (keeps_turn) turn.look(args_.map, counter);
-    add_to_keys(tile.seen);
+    add_to_keys<Part>();
     if (keeps_turn) turn.wait(args_.map, counter, kv_tile_, args_.kv_tiles_per_map_tile);
     if constexpr (in_step) {
       __syncthreads();
@@ -201,7 +205,7 @@ private:
         ptx::barrier_sync(turn_taken, threads); // the next output gradients are there, too
       }
     }
-    add_to_queries(q_tile, tile.seen);
+    add_to_queries<Part>(q_tile);
     if (args_.ordered) pending_ = q_tile;
     if constexpr (in_step) {
       ptx::wait_copies<0>();
@@ -216,52 +220,48 @@ private:
     if constexpr (P.stages == 2) stage_ = 1 - stage_;
   }
 
+  /// The warp's share of a query tile's scores.
+  __device__ score_work work_on(int q_tile) const {
+    const int lane = at::lane();
+    return {args_,
+            me_,
+            shared_,
+            stage_,
+            {batch_, head_, q_tile * P.tile.q + me_.score_row() + fragment_layout::first_row(lane),
+             kv_tile_ * P.tile.kv + me_.score_column() + fragment_layout::first_column(lane)}};
+  }
+
   /// A barrier that the weights' warps, who have just met, do not need: the other group has waited
   /// at one more. racecheck (compute-sanitizer of CUDA 13.0) orders the accesses of two warps by
   /// how many barriers each has waited at, whichever these were.
   __device__ void count_barrier() const { ptx::barrier_sync(weights_stored, group_threads); }
 
-  /// What the mask leaves of the tile's blocks.
-  template <bool Masked>
-  __device__ auto look_at(int q_tile) const {
-    if constexpr (Masked) {
-      return blocks::of(args_, batch_, head_, q_tile * P.tile.q, kv_tile_ * P.tile.kv);
-    } else {
-      struct all {
-        all_blocks seen{};
-      };
-      return all{};
-    }
-  }
-
   /// dv += weightsᵀ · dout, or dk += gradientsᵀ · q.
-  template <class Set>
-  __device__ void add_to_keys(const Set& seen) {
+  template <key_part Part>
+  __device__ void add_to_keys() {
     const block_reader<score_layout, true> left{shared_ + (me_.of_weights() ? P.p_at() : P.ds_at()),
                                                 0, me_.key_row() / 8};
     const block_reader<q_layout, false> right{
         shared_ + (me_.of_weights() ? at::o_at(stage_) : at::q_at(stage_)), 0,
         me_.key_column() / 8};
-    const auto own = seen.from(0, me_.key_row() / 16);
-    add_product<T, P.tile.q / 16>(
+    add_product<T, block_range{0, P.tile.q / 16}, blocks_of(Part, at::k_rows)>(
         sums_,
         [&](std::uint32_t(&word)[4], int inner, int m) {
           left.load_transposed(word, inner, m * at::k_kv);
         },
-        right, [&](int inner, int m) { return own.has(inner, m * at::k_kv); });
+        right);
   }
 
   /// Adds gradients · k to the query tile's sums in memory, which lie as the threads hold them.
-  template <class Set>
-  __device__ void add_to_queries(int q_tile, const Set& seen) const {
+  template <key_part Part>
+  __device__ void add_to_queries(int q_tile) const {
     float dq[at::q_rows][8 * at::q_columns] = {};
     const int row = me_.query_row();
     const block_reader<score_layout, false> left{shared_ + P.ds_at(), row};
     const block_reader<k_layout, false> right{shared_ + P.k_at(), 0, me_.query_column() / 8};
-    const auto own = seen.from(row / 16, 0);
-    add_product<T, P.tile.kv / 16>(
+    add_product<T, blocks_of(Part, P.tile.kv / 16), block_range{0, at::q_rows}>(
         dq, [&](std::uint32_t(&word)[4], int inner, int m) { left.load(word, m * at::q_q, inner); },
-        right, [&](int inner, int m) { return own.has(m * at::q_q, inner); });
+        right);
     float* sums = args_.dq_sums + row_of(q_tile) * (P.tile.q * P.dim) + 4 * threadIdx.x;
 #pragma unroll
     for (int m = 0; m < at::q_rows; ++m) {

@@ -13,8 +13,8 @@
 
 namespace maskring::cuda::detail::sm80 {
 
-/// A warp's scores of one tile. `Set` and `Kept` say what the mask leaves of them: all_blocks and
-/// all_entries where that is all.
+/// A warp's scores of one tile. `Kept` says what the mask leaves of them: all_entries where that is
+/// all. Nothing is kept outside of `Part`, which is all that is computed.
 template <class Arguments>
 class backward_scores {
   static constexpr backward_policy P = Arguments::policy;
@@ -46,16 +46,17 @@ public:
   };
 
   /// Asks the mask about the elements of partial blocks, if this warp needs to know.
-  template <class Set>
-  __device__ kept_entries look_at_entries(const Set& some) const {
+  template <class Question, class Blocks>
+  __device__ kept_entries look_at_entries(const Question& question, const Blocks& tile) const {
     kept_entries out;
     if (!Arguments::has_score && !me_.of_weights()) return out;
-    const auto own = some.from(me_.score_row() / 16, me_.score_column() / 16);
 #pragma unroll 1
     for (int block = 0; block < rows * at::s_columns; ++block) {
       const int m = first_row() + block / at::s_columns, n = block % at::s_columns;
-      std::uint32_t bits = 0xff;
-      if (own.has(m * at::s_q, n * at::s_kv)) bits = kept_elements(args_, block_origin(m, n));
+      const int row = me_.score_row() / 16 + m * at::s_q;
+      const int column = me_.score_column() / 16 + n * at::s_kv;
+      std::uint32_t bits = Blocks::has(tile.seen, row, column) ? 0xff : 0;
+      if (Blocks::has(tile.some, row, column)) bits = kept_elements(question, block_origin(m, n));
 #pragma unroll
       for (int w = 0; w < static_cast<int>(std::size(out.word)); ++w) {
         out.word[w] |= (block / 4 == w ? bits : 0) << block % 4 * 8;
@@ -65,8 +66,8 @@ public:
   }
 
   /// Scores become weights.
-  template <class Set, class Kept>
-  __device__ void weigh(scores& s, const Set& seen, const Kept& kept) const {
+  template <key_part Part, class Kept>
+  __device__ void weigh(scores& s, const Kept& kept) const {
     const auto weights = writer(P.p_at());
     const float unit = args_.scale * log2_e;
 #pragma unroll
@@ -74,8 +75,7 @@ public:
       float lse[2];
       load_rows(lse, at::lse_at(stage_), m);
 #pragma unroll
-      for (int n = 0; n < at::s_columns; ++n) {
-        if (!seen.has(m * at::s_q, n * at::s_kv)) continue;
+      for (int n = columns<Part>.first; n < columns<Part>.last; ++n) {
         float* const p = s[m] + 8 * n;
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
@@ -89,8 +89,8 @@ public:
 
   /// Products of output gradients and values become gradients of scores, by the weights that the
   /// other group left.
-  template <class Set>
-  __device__ void differentiate(scores& ds, const Set& seen) const {
+  template <key_part Part>
+  __device__ void differentiate(scores& ds) const {
     const auto weights = reader(P.p_at());
     const auto gradients = writer(P.ds_at());
 #pragma unroll
@@ -98,8 +98,7 @@ public:
       float delta[2];
       load_rows(delta, at::delta_at(stage_), m);
 #pragma unroll
-      for (int n = 0; n < at::s_columns; ++n) {
-        if (!seen.has(m * at::s_q, n * at::s_kv)) continue;
+      for (int n = columns<Part>.first; n < columns<Part>.last; ++n) {
         float* const d = ds[m] + 8 * n;
         std::uint32_t word[4];
         weights.load(word, m * at::s_q, n * at::s_kv);
@@ -120,6 +119,7 @@ public:
 
   /// Leaves products in the places of weights and gradients: rounded to 16 bits, and what that took
   /// off.
+  template <key_part Part>
   __device__ void hand_over(const scores& s) const {
     static_assert(at::s_rows % 2 == 0);
     const auto upper = writer(P.p_at());
@@ -128,7 +128,7 @@ public:
 #pragma unroll
     for (int m = 0; m < rows; ++m) {
 #pragma unroll
-      for (int n = 0; n < at::s_columns; ++n) {
+      for (int n = columns<Part>.first; n < columns<Part>.last; ++n) {
         std::uint32_t high[4], low[4];
 #pragma unroll
         for (int w = 0; w < 4; ++w) {
@@ -149,8 +149,8 @@ public:
   }
 
   /// When the other group has handed over its part.
-  template <class Set, class Kept>
-  __device__ void finish(const scores& s, const Set& seen, const Kept& kept) const {
+  template <key_part Part, class Kept>
+  __device__ void finish(const scores& s, const Kept& kept) const {
     const int first = first_row();
 #pragma unroll
     for (int m = 0; m < rows; ++m) {
@@ -159,8 +159,7 @@ public:
       load_rows(lse, at::lse_at(stage_), first + m);
       load_rows(delta, at::delta_at(stage_), first + m);
 #pragma unroll
-      for (int n = 0; n < at::s_columns; ++n) {
-        if (!seen.has(row, n * at::s_kv)) continue;
+      for (int n = columns<Part>.first; n < columns<Part>.last; ++n) {
         std::uint32_t high[4], low[4];
         reader(P.p_at()).load(high, row, n * at::s_kv);
         reader(P.ds_at()).load(low, row, n * at::s_kv);
@@ -186,6 +185,9 @@ public:
   }
 
 private:
+  template <key_part Part>
+  static constexpr block_range columns = blocks_of(Part, at::s_columns);
+
   /// A block's raw products become weights and gradients.
   template <class Kept>
   __device__ void modify(float (&p)[8], float (&ds)[8], const float (&lse)[2],

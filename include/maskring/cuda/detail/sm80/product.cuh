@@ -8,6 +8,7 @@
 
 #include <maskring/cuda/detail/ptx/mma.cuh>
 #include <maskring/cuda/detail/sm80/tile.cuh>
+#include <maskring/cuda/detail/sm80/tile_blocks.cuh>
 
 namespace maskring::cuda::detail::sm80 {
 
@@ -19,49 +20,45 @@ __device__ inline void add_block(float* sums, const std::uint32_t (&a)[4],
   ptx::mma<T>(sums + 4, a, b[2], b[3]);
 }
 
-/// sums += a · bᵀ, both stored inner index last. Columns of blocks that are not `seen(n)` are left
-/// out.
-template <class T, int RowStep, int ColumnStep, class A, class B, int Rows, int Count, class Seen>
+/// sums += a · bᵀ, both stored inner index last, of the blocks of columns in `Columns`.
+template <class T, block_range Columns, int RowStep, int ColumnStep, class A, class B, int Rows,
+          int Count>
 __device__ inline void add_product_transposed(float (&sums)[Rows][Count],
                                               const block_reader<A, false>& a,
-                                              const block_reader<B, true>& b, const Seen& seen) {
+                                              const block_reader<B, true>& b) {
 #pragma unroll
   for (int inner = 0; inner < A::columns / 16; ++inner) {
     std::uint32_t left[Rows][4], right[2][4];
 #pragma unroll
     for (int m = 0; m < Rows; ++m) a.load(left[m], m * RowStep, inner);
-    b.load(right[0], 0, inner);
+    b.load(right[Columns.first % 2], Columns.first * ColumnStep, inner);
 #pragma unroll
-    for (int n = 0; n < Count / 8; ++n) {
-      if (n + 1 < Count / 8) b.load(right[(n + 1) % 2], (n + 1) * ColumnStep, inner);
-      if (!seen(n)) continue;
+    for (int n = Columns.first; n < Columns.last; ++n) {
+      if (n + 1 < Columns.last) b.load(right[(n + 1) % 2], (n + 1) * ColumnStep, inner);
 #pragma unroll
       for (int m = 0; m < Rows; ++m) add_block<T>(sums[m] + 8 * n, left[m], right[n % 2]);
     }
   }
 }
 
-/// sums += a · b, where `load(word, inner, m)` reads a's blocks, and b is stored inner index first,
-/// in `Inner` blocks. What a's blocks that are not `seen(inner, m)` would add is left out.
-///
-/// The next blocks are read before products that may be left out: nothing moves across a branch.
-template <class T, int Inner, class B, int Rows, int Count, class Load, class Seen>
-__device__ inline void add_product(float (&sums)[Rows][Count], const Load& load,
-                                   const block_reader<B, false>& b, const Seen& seen) {
-  std::uint32_t left[2][Rows][4], right[2][Count / 8][4];
+/// sums += a · b over the inner blocks in `Inner`, of the blocks of rows in `Rows`; `load(word,
+/// inner, m)` reads a's blocks, and b is stored inner index first.
+template <class T, block_range Inner, block_range Rows, class B, int Most, int Count, class Load>
+__device__ inline void add_product(float (&sums)[Most][Count], const Load& load,
+                                   const block_reader<B, false>& b) {
+  std::uint32_t left[2][Most][4], right[2][Count / 8][4];
   const auto fetch = [&](int inner) {
 #pragma unroll
     for (int n = 0; n < Count / 8; ++n) b.load_transposed(right[inner % 2][n], inner, n);
 #pragma unroll
-    for (int m = 0; m < Rows; ++m) load(left[inner % 2][m], inner, m);
+    for (int m = Rows.first; m < Rows.last; ++m) load(left[inner % 2][m], inner, m);
   };
-  fetch(0);
+  fetch(Inner.first);
 #pragma unroll
-  for (int inner = 0; inner < Inner; ++inner) {
-    if (inner + 1 < Inner) fetch(inner + 1);
+  for (int inner = Inner.first; inner < Inner.last; ++inner) {
+    if (inner + 1 < Inner.last) fetch(inner + 1);
 #pragma unroll
-    for (int m = 0; m < Rows; ++m) {
-      if (!seen(inner, m)) continue;
+    for (int m = Rows.first; m < Rows.last; ++m) {
 #pragma unroll
       for (int n = 0; n < Count / 8; ++n) {
         add_block<T>(sums[m] + 8 * n, left[inner % 2][m], right[inner % 2][n]);

@@ -5,36 +5,52 @@
 #include <maskring/cuda/detail/kept_scores.cuh>
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 namespace maskring::cuda::detail::sm80 {
 
-/// A set of the blocks of a tile of `Rows` × `Columns` blocks.
-template <int Rows, int Columns>
-struct block_set {
-  static_assert(Rows * Columns <= 64);
-  using word = std::conditional_t<Rows * Columns <= 32, std::uint32_t, std::uint64_t>;
-  word bits = 0;
+/// The keys of a tile that a step takes in, known to the compiler: all, or the half outside of
+/// which the mask hides everything. A branch around each hidden block would cost more than the
+/// block.
+enum class key_part { all, lower, upper };
 
-  __device__ bool has(int row, int column) const { return bits >> (row * Columns + column) & 1; }
-  /// The set as counted from another block.
-  __device__ block_set from(int row, int column) const {
-    return {static_cast<word>(bits >> (row * Columns + column))};
+/// Which of `count` blocks along the keys, in ascending order, belong to it: [first, last).
+struct block_range {
+  int first, last;
+};
+constexpr block_range blocks_of(key_part part, int count) {
+  return {part == key_part::upper ? count / 2 : 0, part == key_part::lower ? count / 2 : count};
+}
+
+/// What questions about a partial tile need of a kernel's arguments. What follows from the mask
+/// alone is computed again for each tile: kept from one to the next it would take registers that
+/// the steps between them need.
+template <class Arguments>
+struct mask_question {
+  static constexpr auto policy = Arguments::policy;
+  decltype(Arguments::mask) mask;
+  int q_len, kv_len;
+
+  __device__ explicit mask_question(const Arguments& args)
+      : mask{args.mask}, q_len{args.q_len}, kv_len{args.kv_len} {
+    if constexpr (sizeof(mask) % 4 == 0) {
+      std::uint32_t word[sizeof(mask) / 4];
+      std::memcpy(word, &mask, sizeof(mask));
+#pragma unroll
+      for (std::uint32_t& w : word) asm volatile("" : "+r"(w));
+      std::memcpy(&mask, word, sizeof(mask));
+    }
   }
 };
 
-/// Of every tile that the map calls full.
-struct all_blocks {
-  static constexpr std::true_type has(int, int) { return {}; }
-  static constexpr all_blocks from(int, int) { return {}; }
-};
-
-/// What a mask keeps of the blocks of a partial tile.
+/// What a mask keeps of the blocks of a partial tile of `Rows` × `Columns` of them.
 template <int Rows, int Columns>
 struct tile_blocks {
-  using set = block_set<Rows, Columns>;
-  set seen; ///< partly or as a whole
-  set some; ///< partly
+  static_assert(Rows * Columns <= 64);
+  using set = std::conditional_t<Rows * Columns <= 32, std::uint32_t, std::uint64_t>;
+  set seen = 0; ///< partly or as a whole; bit row · Columns + column
+  set some = 0; ///< partly
 
   /// Of the tile that begins at query `q` and key `kv`; rows and keys past the end are hidden. By
   /// whole warps: each lane asks the mask about a block.
@@ -48,11 +64,24 @@ struct tile_blocks {
                             ? block_verdict(args, batch, head, q + block / Columns * 16, 16,
                                             kv + block % Columns * 16, 16)
                             : verdict::none;
-      using word = typename set::word;
-      out.seen.bits |= static_cast<word>(__ballot_sync(~0u, v != verdict::none)) << first;
-      out.some.bits |= static_cast<word>(__ballot_sync(~0u, v == verdict::some)) << first;
+      out.seen |= static_cast<set>(__ballot_sync(~0u, v != verdict::none)) << first;
+      out.some |= static_cast<set>(__ballot_sync(~0u, v == verdict::some)) << first;
     }
     return out;
+  }
+
+  /// Whether a set has a block.
+  static __device__ bool has(set blocks, int row, int column) {
+    return blocks >> (row * Columns + column) & 1;
+  }
+
+  /// Whether the mask keeps anything of these keys.
+  __device__ bool sees(key_part part) const {
+    set columns = 0;
+    for (int i = blocks_of(part, Columns).first; i < blocks_of(part, Columns).last; ++i) {
+      for (int row = 0; row < Rows; ++row) columns |= set{1} << (row * Columns + i);
+    }
+    return (seen & columns) != 0;
   }
 };
 

@@ -60,18 +60,8 @@ __global__ void __launch_bounds__(Arguments::policy.threads(), 1)
 /// Whether a mask without state lets late queries see all early keys, as causal ones do: query
 /// tiles then have few edges, however tall they are.
 template <class Mask>
-inline constexpr bool sees_far = [] {
-  constexpr tile far{.q = {1 << 20, (1 << 20) + 255}, .kv = {0, 255}};
-  if constexpr (std::is_empty_v<Mask> && std::is_default_constructible_v<Mask>) {
-    // Only a mask that the compiler can ask.
-    if constexpr (requires {
-                    typename std::bool_constant<verdict_of(Mask{}, far) == verdict::all>;
-                  }) {
-      return verdict_of(Mask{}, far) == verdict::all;
-    }
-  }
-  return false;
-}();
+inline constexpr bool sees_far =
+    maskring::detail::surely_keeps<Mask, tile{.q = {1 << 20, (1 << 20) + 255}, .kv = {0, 255}}>;
 
 /// The shape for these head dimensions, or one that is not valid() if this kernel has none.
 ///
