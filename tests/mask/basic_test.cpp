@@ -40,6 +40,20 @@ void check_pairs(const Mask& mask, const std::function<bool(int, int)>& expected
   }
 }
 
+// What kernels ask at compile time to choose their shapes.
+constexpr tile everything{.q = {0, 1 << 20}, .kv = {0, 1 << 20}};
+constexpr tile far_below{.q = {1 << 20, (1 << 20) + 255}, .kv = {0, 255}};
+struct stateless {
+  constexpr auto operator()(auto, auto, auto q, auto kv) const { return q >= kv; }
+};
+static_assert(maskring::detail::surely_keeps<mask::full, everything>);
+static_assert(!maskring::detail::surely_keeps<mask::causal, everything>);
+static_assert(maskring::detail::surely_keeps<mask::causal, far_below>);
+static_assert(maskring::detail::surely_keeps<stateless, far_below>);
+static_assert(!maskring::detail::surely_keeps<generic_window, far_below>); // its width is unknown
+static_assert(!maskring::detail::surely_keeps<branching, far_below>);
+static_assert(!maskring::detail::surely_keeps<void, far_below>);
+
 } // namespace
 
 TEST_CASE("the basic masks are what their definitions say") {
