@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 
 namespace maskring::cuda::detail {
@@ -60,6 +61,27 @@ __device__ void add_elements(const Arguments& args, std::uint32_t some, score_or
     for (int w = 0; w < Words; ++w) bits[w] |= (block / 4 == w ? kept : 0) << block % 4 * 8;
   }
 }
+
+/// What questions about a partial tile need of a kernel's arguments. What follows from the mask
+/// alone is computed again for each tile: kept from one to the next it would take registers that
+/// the steps between them need.
+template <class Arguments>
+struct mask_question {
+  static constexpr auto policy = Arguments::policy;
+  decltype(Arguments::mask) mask;
+  int q_len, kv_len;
+
+  __device__ explicit mask_question(const Arguments& args)
+      : mask{args.mask}, q_len{args.q_len}, kv_len{args.kv_len} {
+    if constexpr (sizeof(mask) % 4 == 0) {
+      std::uint32_t word[sizeof(mask) / 4];
+      std::memcpy(word, &mask, sizeof(mask));
+#pragma unroll
+      for (std::uint32_t& w : word) asm volatile("" : "+r"(w));
+      std::memcpy(&mask, word, sizeof(mask));
+    }
+  }
+};
 
 /// Which of a thread's scores of 16 rows and `Columns` keys are kept.
 template <int Columns>

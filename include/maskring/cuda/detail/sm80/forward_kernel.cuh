@@ -132,7 +132,7 @@ private:
   __device__ void step(int key, const tile_walk<>& next) {
     std::uint32_t seen = (1u << strips) - 1;
     if constexpr (Masked) {
-      verdicts_.look_at(args_, batch_, head_, first_row(), key / P.tile.kv);
+      verdicts_.look_at(mask_question{args_}, batch_, head_, first_row(), key / P.tile.kv);
       seen = verdicts_.seen();
     }
     q_reader_.forget(), k_reader_.forget(), v_reader_.forget();
@@ -188,7 +188,8 @@ private:
                                      args_.kv_len);
       }
       if constexpr (Masked) {
-        kept_scores<P.tile.kv>{args_, verdicts_.some(m), verdicts_.all(m), origin}.apply(scores[m]);
+        kept_scores<P.tile.kv>{mask_question{args_}, verdicts_.some(m), verdicts_.all(m), origin}
+            .apply(scores[m]);
       }
     }
     bool exceeded = false;

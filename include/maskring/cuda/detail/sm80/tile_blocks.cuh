@@ -5,7 +5,6 @@
 #include <maskring/cuda/detail/kept_scores.cuh>
 
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 
 namespace maskring::cuda::detail::sm80 {
@@ -22,27 +21,6 @@ struct block_range {
 constexpr block_range blocks_of(key_part part, int count) {
   return {part == key_part::upper ? count / 2 : 0, part == key_part::lower ? count / 2 : count};
 }
-
-/// What questions about a partial tile need of a kernel's arguments. What follows from the mask
-/// alone is computed again for each tile: kept from one to the next it would take registers that
-/// the steps between them need.
-template <class Arguments>
-struct mask_question {
-  static constexpr auto policy = Arguments::policy;
-  decltype(Arguments::mask) mask;
-  int q_len, kv_len;
-
-  __device__ explicit mask_question(const Arguments& args)
-      : mask{args.mask}, q_len{args.q_len}, kv_len{args.kv_len} {
-    if constexpr (sizeof(mask) % 4 == 0) {
-      std::uint32_t word[sizeof(mask) / 4];
-      std::memcpy(word, &mask, sizeof(mask));
-#pragma unroll
-      for (std::uint32_t& w : word) asm volatile("" : "+r"(w));
-      std::memcpy(&mask, word, sizeof(mask));
-    }
-  }
-};
 
 /// What a mask keeps of the blocks of a partial tile of `Rows` × `Columns` of them.
 template <int Rows, int Columns>
