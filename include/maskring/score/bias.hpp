@@ -197,24 +197,24 @@ private:
   std::uint64_t serial_;
 };
 
-/// A row of a table of biases: what `bias` adds to the scores of one head.
+/// What `bias` adds to the scores of one head: a row of its table.
 template <class Buckets>
 struct head_bias {
-  const float* values; ///< [buckets]
-  exact_sum* gradient; ///< [buckets], or null
+  bias_view table;
+  index_t first; ///< entry of the table
   Buckets buckets;
 
   template <class Score>
   constexpr Score operator()(Score s, int, int, int q, int kv) const {
-    return s + static_cast<detail::real<Score>>(values[buckets(q, kv)]);
+    return s + static_cast<detail::real<Score>>(table.values[first + buckets(q, kv)]);
   }
   template <class T>
   constexpr void add_gradient(T dscore, T, int, int, int q, int kv) const {
-    if (gradient) gradient[buckets(q, kv)].add(static_cast<float>(dscore));
+    if (table.gradient) table.gradient[first + buckets(q, kv)].add(static_cast<float>(dscore));
   }
   constexpr auto from(int q, int kv) const requires requires { buckets.from(q, kv); }
   {
-    return [values = values, bucket = buckets.from(q, kv)](auto s, int dq, int dkv) {
+    return [values = table.values + first, bucket = buckets.from(q, kv)](auto s, int dq, int dkv) {
       return s + static_cast<detail::real<decltype(s)>>(values[bucket(dq, dkv)]);
     };
   }
@@ -239,8 +239,7 @@ public:
     at(b, h).add_gradient(dscore, s, b, h, q, kv);
   }
   constexpr head_bias<Buckets> at(int, int h) const {
-    const index_t first = index_t{table_.heads == 1 ? 0 : h} * table_.buckets;
-    return {table_.values + first, table_.gradient ? table_.gradient + first : nullptr, buckets_};
+    return {table_, index_t{table_.heads == 1 ? 0 : h} * table_.buckets, buckets_};
   }
   friend bool operator==(const bias&, const bias&) = default;
 
