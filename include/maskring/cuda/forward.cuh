@@ -152,7 +152,7 @@ namespace cuda {
 /// 128 × 128 counted from the first query, as do all backward kernels.
 ///
 /// Calls with a score modifier take maps made without regard to it, but those of
-/// `uses_special_functions` are faster if it is named.
+/// `uses_special_functions` and those that read tables are faster if it is named.
 template <class Mask, class Score = score::none, class Dims>
 tile_shape forward_tile(const executor<Dims>& exec, index_t qk_dim, index_t v_dim) {
   tile_shape tile{128, 128};
