@@ -2,9 +2,9 @@
 // The backward pass on the device.
 #pragma once
 
+#include <maskring/cuda/detail/backward_passes.cuh>
 #include <maskring/cuda/detail/dispatch.cuh>
 #include <maskring/cuda/detail/fp32/launch.cuh>
-#include <maskring/cuda/detail/sm80/backward.cuh>
 #include <maskring/cuda/executor.cuh>
 
 namespace maskring {
@@ -23,9 +23,7 @@ void run_backward(const Executor& exec, const saved<T, O>& in, const upstream<T>
       const gradient_stores to{row_store::of(grad.dq, accumulate.queries),
                                row_store::of(grad.dk, accumulate.keys),
                                row_store::of(grad.dv, accumulate.keys), grad.dsink};
-      sm80::backward<shape>(in, up, to, mask, tiles, score, p, call_place{}, ordered,
-                            block_memory(exec.policy().shared_memory), exec.workspace(),
-                            exec.stream());
+      backward_passes<shape>(exec, in, up, to, mask, tiles, score, p, call_place{});
     } else if (exec.policy().float_math == float_math::tf32) {
       fp32::backward<float_math::tf32, Dim::qk, Dim::v>(in, up, grad, mask, tiles, score, p,
                                                         accumulate, ordered, exec.workspace(),
@@ -85,9 +83,7 @@ void backward_step(const executor<Dims>& exec, const saved<T, O>& given, const u
   with_head_dim("backward", p, Dims{}, [&](auto dim) {
     constexpr auto shape = sm80::backward_shape(decltype(dim)::qk, decltype(dim)::v);
     check_tiles("backward", map, shape.tile);
-    sm80::backward<shape>(in, up, to, mask, map, score, p, place, exec.policy().deterministic,
-                          block_memory(exec.policy().shared_memory), exec.workspace(),
-                          exec.stream());
+    backward_passes<shape>(exec, in, up, to, mask, map, score, p, place);
   });
 }
 

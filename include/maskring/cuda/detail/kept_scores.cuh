@@ -44,6 +44,20 @@ __device__ std::uint32_t kept_elements(const Arguments& args, score_origin at) {
   return bits;
 }
 
+/// The same where rows are keys and columns queries; `at` is the first of both.
+template <class Arguments>
+__device__ std::uint32_t kept_elements_transposed(const Arguments& args, score_origin at) {
+  std::uint32_t bits = 0;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int q = min(at.q + fragment_layout::column(i), args.q_len - 1);
+    const int kv = at.kv + 8 * fragment_layout::row(i);
+    const bool keep = static_cast<bool>(args.mask(at.batch, at.head, q, min(kv, args.kv_len - 1)));
+    bits |= static_cast<std::uint32_t>(keep & (kv < args.kv_len)) << i;
+  }
+  return bits;
+}
+
 /// Four blocks' bits, one block to a byte: all 8 or none.
 __device__ inline std::uint32_t spread(std::uint32_t blocks, int word) {
   return ((blocks >> 4 * word & 15) * 0x00204081 & 0x01010101) * 0xff;

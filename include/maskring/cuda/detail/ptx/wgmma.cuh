@@ -47,8 +47,8 @@ enum class swizzle : std::uint64_t { bytes_128 = 1, bytes_64 = 2 };
 /// Describes an operand in shared memory, in rows of one swizzle width, 8 rows to an atom.
 ///
 /// `atom_stride` is the distance in bytes from one group of 8 rows to the next. Where the rows run
-/// along the product's inner dimension (a transposed B), `chunk_stride` is the distance from one
-/// swizzle width of N to the next; otherwise it is not used.
+/// along the product's inner dimension (a transposed operand), `chunk_stride` is the distance from
+/// one swizzle width of the other dimension to the next; otherwise it is not used.
 __device__ inline std::uint64_t describe(const void* tile, swizzle pattern, int atom_stride,
                                          int chunk_stride = 16) {
   const auto address = static_cast<std::uint64_t>(__cvta_generic_to_shared(tile));
@@ -62,8 +62,9 @@ __device__ inline std::uint64_t advance(std::uint64_t descriptor, int bytes) {
   return descriptor + static_cast<std::uint64_t>(bytes >> 4);
 }
 
-/// The instruction of one width N. `shared` takes A from shared memory, `registers` from registers;
-/// B is [N][16] with 16 contiguous, or [16][N] with N contiguous when `TransposeB` is 1.
+/// The instruction of one width N. `shared` takes A from shared memory, `registers` from registers.
+/// A is [64][16] and B [N][16] with 16 contiguous; with `TransposeA` or `TransposeB` 1 the other
+/// way round, [16][64] or [16][N].
 template <int N>
 struct wgmma;
 
@@ -116,13 +117,15 @@ struct wgmma;
 #define MASKRING_WGMMA(N, n0, n1, n2, n3, n4, n5, n6, n7)                                          \
   template <>                                                                                      \
   struct wgmma<N> {                                                                                \
-    template <class T, int TransposeB>                                                             \
+    template <class T, int TransposeB, int TransposeA = 0>                                         \
     __device__ static void shared(float (&d)[N / 2], std::uint64_t a, std::uint64_t b, int add) {  \
       asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #n2 ", 0;\n"                               \
                    "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.%" #n4 ".%" #n4                 \
-                   " {" MASKRING_NAMES_TO_##N "}, %" #n0 ", %" #n1 ", p, 1, 1, 0, %" #n3 ";\n}"    \
+                   " {" MASKRING_NAMES_TO_##N "}, %" #n0 ", %" #n1 ", p, 1, 1, %" #n5 ", %" #n3    \
+                                              ";\n}"                                               \
                    : MASKRING_SUMS_TO_##N                                                          \
-                   : "l"(a), "l"(b), "r"(add), "n"(TransposeB), "C"(element_name<T>::value));      \
+                   : "l"(a), "l"(b), "r"(add), "n"(TransposeB), "C"(element_name<T>::value),       \
+                     "n"(TransposeA));                                                             \
     }                                                                                              \
     template <class T, int TransposeB>                                                             \
     __device__ static void registers(float (&d)[N / 2], const std::uint32_t* a, std::uint64_t b,   \

@@ -39,6 +39,23 @@ struct backward_policy {
   constexpr int bytes() const { return rows_at(stages); }
 };
 
+/// The shape for these head dimensions; needs up to 162 KB of shared memory.
+constexpr backward_policy backward_shape(int qk_dim, int v_dim) {
+  const int larger = qk_dim > v_dim ? qk_dim : v_dim;
+  if (larger <= 64) return {64, {128, 128}, 8, 2, 2, 4, 2};
+  if (larger <= 128) return {128, {64, 128}, 8, 1, 2, 2, 2};
+  return {256, {64, 64}, 8, 2, 1, 2, 1};
+}
+
+/// The shape that stands in for it where a block has 99 KB of shared memory.
+constexpr backward_policy modest(backward_policy shape) {
+  if (shape.dim == 64) return {64, {64, 128}, 8, 1, 2, 4, 2};
+  if (shape.dim == 128) return {128, {64, 64}, 8, 2, 1, 2, 1};
+  return {256, {32, 32}, 4, 1, 1, 2, 1};
+}
+static_assert(modest({64}).bytes() <= 99 * 1024 && modest({128}).bytes() <= 99 * 1024 &&
+              modest({256}).bytes() <= 99 * 1024);
+
 /// Everything one launch computes; see forward_arguments for why the policy is part of the type.
 template <backward_policy P, class T, class Mask, class Score>
 struct backward_arguments {

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// The shapes of the Hopper backward kernel, what it is told, and its shared memory.
+#pragma once
+
+#include <maskring/cuda/detail/sm80/backward_policy.cuh>
+#include <maskring/cuda/detail/sm90/storage.cuh>
+
+#include <cuda.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace maskring::cuda::detail::sm90 {
+
+/// A shape of the backward kernel: two groups of consumer warps, 64 keys each. The tile and the
+/// arrays in memory are those of the portable kernel of the same head dimension, so that both can
+/// have a part in the same sums.
+struct backward_policy {
+  int dim = 128; ///< head dimension; smaller ones are filled with 0
+  tile_shape tile{64, 128};
+  int stages = 2; ///< tiles of queries and their output gradients held
+
+  static constexpr int consumers = 2;
+  static constexpr int threads = 128 * (consumers + 1);
+  static constexpr int producer_registers = 24, consumer_registers = 240;
+
+  constexpr operand_layout q_layout() const { return {tile.q, dim}; }  ///< output gradients too
+  constexpr operand_layout k_layout() const { return {tile.kv, dim}; } ///< values too
+  /// Gradients of scores, queries contiguous: as the threads have them.
+  constexpr operand_layout ds_layout() const { return {tile.kv, tile.q}; }
+  constexpr bool valid() const { return dim > 0; }
+};
+
+/// The shape for these head dimensions, or one that is not valid() if this kernel has none.
+constexpr backward_policy backward_shape(int qk_dim, int v_dim) {
+  const int larger = qk_dim > v_dim ? qk_dim : v_dim;
+  if (larger > 128) return {0};
+  const sm80::backward_policy like = sm80::backward_shape(qk_dim, v_dim);
+  return {like.dim, like.tile};
+}
+
+/// What the producer says of the queries in a stage, or instead of queries.
+struct step_note {
+  enum kind : int {
+    full,        ///< queries, all of whose pairs are visible
+    partial,     ///< queries, some of whose pairs may be hidden
+    end_of_unit, ///< none: the keys have met all their queries
+    end_of_work
+  };
+  int what;
+  int row; ///< where the query tile's entry is in arrays [batch, head, q_tiles]
+  int q_tile, head, kv_tile, batch;
+};
+
+/// The part of it that every step needs.
+struct step_head {
+  int what, row;
+
+  __device__ bool has_queries() const { return what < step_note::end_of_unit; }
+};
+
+template <backward_policy P>
+struct backward_storage {
+  alignas(1024) std::byte k[P.k_layout().bytes()];
+  alignas(1024) std::byte v[P.k_layout().bytes()];
+  alignas(1024) std::byte q[P.stages][P.q_layout().bytes()];
+  alignas(1024) std::byte o[P.stages][P.q_layout().bytes()]; ///< output gradients
+  /// Two, so that a group that is ahead writes while the other still multiplies.
+  alignas(1024) std::byte ds[2][P.ds_layout().bytes()];
+  alignas(16) float lse2[P.stages][P.tile.q];
+  alignas(16) float delta[P.stages][P.tile.q];
+  slot_barriers k_slot, v_slot;
+  slot_barriers q_slots[P.stages], o_slots[P.stages];
+  std::uint64_t turn_taken, added; ///< see keep_turns
+  step_note notes[P.stages];       ///< travel with the queries
+
+  /// What the stage holds, for all lanes of a warp.
+  __device__ step_head read_head(ring_cursor<P.stages> cursor) {
+    q_slots[cursor.stage()].wait_full(cursor.round());
+    step_head head{};
+    if (threadIdx.x % 32 == 0) head = {notes[cursor.stage()].what, notes[cursor.stage()].row};
+    return {__shfl_sync(~0u, head.what, 0), __shfl_sync(~0u, head.row, 0)};
+  }
+
+  /// The rest.
+  __device__ step_note read_note(ring_cursor<P.stages> cursor) const {
+    step_note note{};
+    if (threadIdx.x % 32 == 0) note = notes[cursor.stage()];
+    for (int* word :
+         {&note.what, &note.row, &note.q_tile, &note.head, &note.kv_tile, &note.batch}) {
+      *word = __shfl_sync(~0u, *word, 0);
+    }
+    return note;
+  }
+
+  /// By one thread, before the block's first barrier. Consumers arrive once a warp.
+  __device__ void init(bool ordered) {
+    constexpr int consumer_warps = 4 * P.consumers;
+    k_slot.init(1, consumer_warps);
+    v_slot.init(1, consumer_warps);
+    for (int s = 0; s < P.stages; ++s) {
+      q_slots[s].init(1, consumer_warps + (ordered ? 1 : 0));
+      o_slots[s].init(1, consumer_warps);
+    }
+    ::cuda::ptx::mbarrier_init(&turn_taken, 1);
+    ::cuda::ptx::mbarrier_init(&added, consumer_warps);
+    ::cuda::ptx::fence_mbarrier_init(::cuda::ptx::sem_release, ::cuda::ptx::scope_cluster);
+  }
+};
+
+/// Everything one launch computes; see forward_arguments for why the policy is part of the type.
+template <backward_policy P, class T, class Mask, class Score>
+struct backward_arguments {
+  static constexpr backward_policy policy = P;
+  static constexpr bool has_score = !std::is_same_v<Score, maskring::score::none>;
+  using input_type = T;
+
+  CUtensorMap q, k, v, dout;
+  row_store dk, dv;
+  block_map_view map; ///< offsets null: every pair is visible
+  Mask mask;
+  Score score;
+  float scale;
+  // These as in sm80::backward_arguments.
+  const float *lse2, *delta;
+  float* dq_sums;
+  int *dq_done, *next_unit;
+  int layers, heads, kv_heads, group, q_len, kv_len, q_tiles, kv_tiles;
+  int q_tiles_per_map_tile, kv_tiles_per_map_tile;
+  bool ordered;
+};
+
+} // namespace maskring::cuda::detail::sm90
