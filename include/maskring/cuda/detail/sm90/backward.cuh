@@ -2,7 +2,7 @@
 // The Hopper backward kernel, its launch, and what it can be asked for.
 //
 // A block owns a tile of keys at a time, as in the portable kernel, and takes the next one from a
-// counter while it works. One thread of its first group of warps loads, one warp keeps the turns in
+// counter while it works. One thread of its first group of warps loads, two warps keep the turns in
 // which blocks add to dq; the other two groups compute.
 #pragma once
 
@@ -37,7 +37,8 @@ __global__ void __launch_bounds__(Arguments::policy.threads, 1)
   if (warp() < 4) {
     ptx::release_registers<P.producer_registers>();
     if (threadIdx.x == 0) load_unit_by_unit(args, smem);
-    if (warp() == 1 && args.ordered) keep_turns(args, smem);
+    if (warp() == 1 && args.ordered) await_turns(args, smem);
+    if (warp() == 2 && args.ordered) pass_turns_on(args, smem);
   } else {
     ptx::acquire_registers<P.consumer_registers>();
     backward_consumer<Arguments>{args, smem, warp() / 4 - 1}.run();

@@ -71,7 +71,7 @@ struct backward_storage {
   alignas(16) float delta[P.stages][P.tile.q];
   slot_barriers k_slot, v_slot;
   slot_barriers q_slots[P.stages], o_slots[P.stages];
-  std::uint64_t turn_taken, added; ///< see keep_turns
+  std::uint64_t turn_taken, added; ///< see await_turns, pass_turns_on
   step_note notes[P.stages];       ///< travel with the queries
 
   /// What the stage holds, for all lanes of a warp.
@@ -99,7 +99,7 @@ struct backward_storage {
     k_slot.init(1, consumer_warps);
     v_slot.init(1, consumer_warps);
     for (int s = 0; s < P.stages; ++s) {
-      q_slots[s].init(1, consumer_warps + (ordered ? 1 : 0));
+      q_slots[s].init(1, consumer_warps + (ordered ? 2 : 0)); // who keeps turns reads notes
       o_slots[s].init(1, consumer_warps);
     }
     ::cuda::ptx::mbarrier_init(&turn_taken, 1);

@@ -79,31 +79,48 @@ __device__ void load_unit_by_unit(const Arguments& args,
   ptx::arrive(slot.full);
 }
 
-/// A warp: waits in the consumers' place until it is this block's turn at a query tile, and passes
-/// the turn on when they have added; so nobody else waits for the fence before that.
-template <class Arguments>
-__device__ void keep_turns(const Arguments& args, backward_storage<Arguments::policy>& smem) {
-  constexpr backward_policy P = Arguments::policy;
-  ring_cursor<P.stages> cursor;
+/// Calls `use` for each tile of queries: what is in its stage, and its number. By one warp.
+template <class Arguments, class Use>
+__device__ void each_step(backward_storage<Arguments::policy>& smem, const Use& use) {
+  ring_cursor<Arguments::policy.stages> cursor;
   for (std::uint32_t step = 0;; cursor.advance()) {
     const step_head head = smem.read_head(cursor);
     const step_note note = smem.read_note(cursor);
     if (threadIdx.x % 32 == 0) ptx::arrive(smem.q_slots[cursor.stage()].empty);
     if (head.what == step_note::end_of_work) return;
-    if (!head.has_queries()) continue;
-    int* const counter = args.dq_done + head.row;
+    if (head.has_queries()) use(note, step++);
+  }
+}
+
+/// A warp: waits in the consumers' place until it is this block's turn to add to a query tile.
+template <class Arguments>
+__device__ void await_turns(const Arguments& args, backward_storage<Arguments::policy>& smem) {
+  constexpr backward_policy P = Arguments::policy;
+  each_step<Arguments>(smem, [&](const step_note& note, std::uint32_t step) {
+    const int* const counter = args.dq_done + note.row;
     dq_turn turn;
     turn.begin(args.map, note.batch, note.head, note.q_tile * P.tile.q / args.map.tile.q);
     turn.look(args.map, counter);
     turn.wait(args.map, counter, note.kv_tile, args.kv_tiles_per_map_tile);
     if (threadIdx.x % 32 == 0) {
+      if (step > 0) ptx::wait(smem.added, (step - 1) & 1); // one turn at a time
       ptx::arrive(smem.turn_taken);
-      ptx::wait(smem.added, step & 1);
-      dq_turn::pass_on(counter, note.kv_tile);
     }
-    ++step;
     __syncwarp();
-  }
+  });
+}
+
+/// A warp: passes the turn on when consumers have added; so nobody else waits for the fence before
+/// that.
+template <class Arguments>
+__device__ void pass_turns_on(const Arguments& args, backward_storage<Arguments::policy>& smem) {
+  each_step<Arguments>(smem, [&](const step_note& note, std::uint32_t step) {
+    if (threadIdx.x % 32 == 0) {
+      ptx::wait(smem.added, step & 1);
+      dq_turn::pass_on(args.dq_done + note.row, note.kv_tile);
+    }
+    __syncwarp();
+  });
 }
 
 } // namespace maskring::cuda::detail::sm90
