@@ -3,7 +3,8 @@
 //
 // A block owns a tile of keys at a time, as in the portable kernel, and takes the next one from a
 // counter while it works. One thread of its first group of warps loads, two warps keep the turns in
-// which blocks add to dq; the other two groups compute.
+// which blocks add to dq;
+// the other two groups compute.
 #pragma once
 
 #include <maskring/cuda/detail/device.cuh>
@@ -30,7 +31,7 @@ __global__ void __launch_bounds__(Arguments::policy.threads, 1)
     ptx::prefetch(args.k);
     ptx::prefetch(args.v);
     ptx::prefetch(args.dout);
-    smem.init(args.ordered);
+    smem.init();
   }
   __syncthreads();
 

@@ -12,7 +12,6 @@
 #include <maskring/cuda/detail/learn.cuh>
 #include <maskring/cuda/detail/ptx/exp2.cuh>
 #include <maskring/cuda/detail/ptx/ldmatrix.cuh>
-#include <maskring/cuda/detail/ptx/named_barrier.cuh>
 #include <maskring/cuda/detail/ptx/red.cuh>
 #include <maskring/cuda/detail/ptx/wgmma.cuh>
 #include <maskring/cuda/detail/sm80/backward_warps.cuh>
@@ -61,7 +60,19 @@ public:
       for (int i = 0; i < sum_count; ++i) dk[i] = dv[i] = 0;
       multiply_transposed(s, smem_.k, smem_.q[cursor_.stage()]);
       ptx::wgmma_wait<0>(s);
-      while (head.has_queries()) head = step(head, s, dk, dv);
+      int before = -1; // the query tile of the unit's step before
+      while (head.has_queries()) {
+        const step_head now = head;
+        head = step(now, before, s, dk, dv);
+        before = now.row;
+      }
+      if (before >= 0) {
+        float dq[32];
+        await_gradients();
+        multiply_by_keys(dq);
+        ptx::wgmma_wait<0>(dq);
+        add_to_queries(dq, before);
+      }
       const step_note note = smem_.read_note(cursor_);
       release(smem_.k_slot);
       release(smem_.v_slot);
@@ -73,10 +84,12 @@ public:
   }
 
 private:
-  /// Takes in a tile of queries, whose scores are there; leaves those of the next stage. At the end
-  /// of a unit these are not used: a branch would have ptxas let products wait for each other.
-  __device__ step_head step(const step_head& head, float (&s)[score_count], float (&dk)[sum_count],
-                            float (&dv)[sum_count]) {
+  /// Takes in a tile of queries, whose scores are there, but for its dq; makes the dq of the step
+  /// before, `row_before`, and the next scores. At the ends of a unit one or the other is not used:
+  /// a branch would have ptxas let products wait for each other.
+  __device__ step_head step(const step_head& head, int row_before, float (&s)[score_count],
+                            float (&dk)[sum_count], float (&dv)[sum_count]) {
+    const bool follows = row_before >= 0;
     const int stage = cursor_.stage(), o_stage = static_cast<int>(steps_ % P.stages);
     slot_barriers& o_slot = smem_.o_slots[o_stage];
     o_slot.wait_full(steps_ / P.stages);
@@ -114,11 +127,10 @@ private:
       each_score(delta, [&](int i, float value) { ds[i] = weight(p, i) * (ds[i] - value); });
     }
     round(ds, d);
-    std::byte* const shared = smem_.ds[steps_ % 2];
-    leave(d, shared);
-    ptx::barrier_sync(1, 128 * P.consumers);
+    if (follows) await_gradients();
+    leave(d);
     float dq[32];
-    multiply_by_keys(dq, shared);
+    multiply_by_keys(dq);
     add_product(dk, d, smem_.q[stage]);
     cursor_.advance();
     const step_head next = smem_.read_head(cursor_);
@@ -126,7 +138,7 @@ private:
     release(o_slot);
     multiply_transposed(s, smem_.k, smem_.q[cursor_.stage()]);
     ptx::wgmma_wait<2>(dq);
-    add_to_queries(dq, head.row);
+    if (follows) add_to_queries(dq, row_before);
     ptx::wgmma_wait<0>(s, d, dk, dv);
     release(smem_.q_slots[stage]);
     ++steps_;
@@ -167,9 +179,16 @@ private:
     ptx::wgmma_commit();
   }
 
-  /// dq = gradients · k, asynchronously: 64 queries × 64 columns a group.
-  __device__ void multiply_by_keys(float (&dq)[32], const std::byte* gradients) const {
+  /// Until both groups have left the gradients of the step before; then both have multiplied by
+  /// those that the next ones replace.
+  __device__ void await_gradients() const {
+    ptx::wait(smem_.ds_left[(steps_ - 1) % 3], (steps_ - 1) / 3 & 1);
+  }
+
+  /// dq = gradients · k of the step before, asynchronously: 64 queries × 64 columns a group.
+  __device__ void multiply_by_keys(float (&dq)[32]) const {
     constexpr operand_layout left = P.ds_layout(), right = P.k_layout();
+    const std::byte* const gradients = smem_.ds[(steps_ - 1) % 3];
     const std::uint64_t a = ptx::describe(gradients + row_share() * left.chunk_bytes(),
                                           left.swizzle(), left.atom_bytes(), left.chunk_bytes());
     const std::uint64_t b = ptx::describe(smem_.k + column_share() * right.chunk_bytes(),
@@ -190,7 +209,7 @@ private:
   __device__ int row_share() const { return shares_rows ? group_ : 0; }
   __device__ int column_share() const { return shares_rows ? 0 : group_; }
 
-  /// Adds dq to memory, in the portable kernel's order of places.
+  /// Adds dq of the step before to memory, in the portable kernel's order of places.
   __device__ void add_to_queries(const float (&dq)[32], int row) const {
     using like = sm80::backward_warps<sm80::backward_shape(P.dim, P.dim)>;
     constexpr int groups = 2 * like::q_columns; // of 8 columns, of a warp there
@@ -198,7 +217,9 @@ private:
     const int there = strip % like::q_q + like::q_q * (8 * column_share() / groups);
     float* const sums = args_.dq_sums + index_t{row} * (P.tile.q * P.dim) +
                         4 * (strip / like::q_q * groups * like::threads + 32 * there + lane());
-    if (args_.ordered) ptx::wait(smem_.turn_taken, steps_ & 1);
+    const std::uint32_t step = steps_ - 1;
+    turn_barriers& turn = smem_.turns[step % 2];
+    if (args_.ordered) ptx::wait(turn.taken, step / 2 & 1);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       ptx::add_to_global(sums + 4 * (i % groups * like::threads + 32 * like::q_q * (i / groups)),
@@ -206,7 +227,7 @@ private:
     }
     if (!args_.ordered) return;
     __syncwarp();
-    if (lane() == 0) ptx::arrive(smem_.added);
+    if (lane() == 0) ptx::arrive(turn.added);
   }
 
   /// Calls `use(i, value)` for all of the thread's scores, with what its query has in `rows`.
@@ -287,8 +308,8 @@ private:
   }
 
   /// Writes gradients to shared memory for dq.
-  __device__ void leave(const pairs& d, std::byte* to) const {
-    const auto shared = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
+  __device__ void leave(const pairs& d) const {
+    const auto shared = static_cast<std::uint32_t>(__cvta_generic_to_shared(smem_.ds[steps_ % 3]));
     const int row = 64 * group_ + 16 * warp_ + lane() % 16;
 #pragma unroll
     for (int i = 0; i < blocks; ++i) {
@@ -296,6 +317,8 @@ private:
       ptx::store_matrices(shared + P.ds_layout().offset(row, 2 * i + lane() / 16), word);
     }
     ::cuda::ptx::fence_proxy_async(::cuda::ptx::space_shared);
+    __syncwarp();
+    if (lane() == 0) ptx::arrive(smem_.ds_left[steps_ % 3]);
   }
 
   __device__ void store(const row_store& to, const step_note& unit, const float (&sums)[sum_count],
@@ -316,7 +339,8 @@ private:
   __device__ void each_row(const step_note& unit, const float (&sums)[sum_count], float scale,
                            const Store& store) const {
     const int head = unit.head / args_.group;
-    const int row = first_key(unit) + fragment_layout::first_row(lane());
+    int row = first_key(unit) + fragment_layout::first_row(lane());
+    asm volatile("" : "+r"(row)); // what follows from it is not computed ahead of the walk
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
 #pragma unroll

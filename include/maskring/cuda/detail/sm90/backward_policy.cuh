@@ -59,20 +59,37 @@ struct step_head {
   __device__ bool has_queries() const { return what < step_note::end_of_unit; }
 };
 
+/// A step's turn at a query tile's dq: taken, then all warps have added, then it is passed on.
+struct turn_barriers {
+  std::uint64_t taken, added, passed_on;
+
+  __device__ void init(int consumer_warps) {
+    ::cuda::ptx::mbarrier_init(&taken, 1);
+    ::cuda::ptx::mbarrier_init(&added, static_cast<std::uint32_t>(consumer_warps));
+    ::cuda::ptx::mbarrier_init(&passed_on, 1);
+  }
+};
+
+inline constexpr int notes_ahead = 8;
+
 template <backward_policy P>
 struct backward_storage {
   alignas(1024) std::byte k[P.k_layout().bytes()];
   alignas(1024) std::byte v[P.k_layout().bytes()];
   alignas(1024) std::byte q[P.stages][P.q_layout().bytes()];
   alignas(1024) std::byte o[P.stages][P.q_layout().bytes()]; ///< output gradients
-  /// Two, so that a group that is ahead writes while the other still multiplies.
-  alignas(1024) std::byte ds[2][P.ds_layout().bytes()];
+  /// Three: while a group multiplies by those of the step before, the other, which may be a step
+  /// behind, does so by those before, and either writes the next.
+  alignas(1024) std::byte ds[3][P.ds_layout().bytes()];
   alignas(16) float lse2[P.stages][P.tile.q];
   alignas(16) float delta[P.stages][P.tile.q];
   slot_barriers k_slot, v_slot;
   slot_barriers q_slots[P.stages], o_slots[P.stages];
-  std::uint64_t turn_taken, added; ///< see await_turns, pass_turns_on
-  step_note notes[P.stages];       ///< travel with the queries
+  std::uint64_t ds_left[3]; ///< all warps have left theirs
+  turn_barriers turns[2];   ///< of two steps, for one group may be a step behind the other
+  slot_barriers turn_note_slots[notes_ahead];
+  step_note turn_notes[notes_ahead]; ///< for who keeps turns, which may be late
+  step_note notes[P.stages];         ///< travel with the queries
 
   /// What the stage holds, for all lanes of a warp.
   __device__ step_head read_head(ring_cursor<P.stages> cursor) {
@@ -84,8 +101,13 @@ struct backward_storage {
 
   /// The rest.
   __device__ step_note read_note(ring_cursor<P.stages> cursor) const {
+    return share(notes[cursor.stage()]);
+  }
+
+  /// What lane 0 reads, for all lanes of a warp.
+  static __device__ step_note share(const step_note& from) {
     step_note note{};
-    if (threadIdx.x % 32 == 0) note = notes[cursor.stage()];
+    if (threadIdx.x % 32 == 0) note = from;
     for (int* word :
          {&note.what, &note.row, &note.q_tile, &note.head, &note.kv_tile, &note.batch}) {
       *word = __shfl_sync(~0u, *word, 0);
@@ -94,16 +116,17 @@ struct backward_storage {
   }
 
   /// By one thread, before the block's first barrier. Consumers arrive once a warp.
-  __device__ void init(bool ordered) {
+  __device__ void init() {
     constexpr int consumer_warps = 4 * P.consumers;
     k_slot.init(1, consumer_warps);
     v_slot.init(1, consumer_warps);
     for (int s = 0; s < P.stages; ++s) {
-      q_slots[s].init(1, consumer_warps + (ordered ? 2 : 0)); // who keeps turns reads notes
+      q_slots[s].init(1, consumer_warps);
       o_slots[s].init(1, consumer_warps);
     }
-    ::cuda::ptx::mbarrier_init(&turn_taken, 1);
-    ::cuda::ptx::mbarrier_init(&added, consumer_warps);
+    for (turn_barriers& turn : turns) turn.init(consumer_warps);
+    for (slot_barriers& slot : turn_note_slots) slot.init(1, 2);
+    for (std::uint64_t& left : ds_left) ::cuda::ptx::mbarrier_init(&left, consumer_warps);
     ::cuda::ptx::fence_mbarrier_init(::cuda::ptx::sem_release, ::cuda::ptx::scope_cluster);
   }
 };

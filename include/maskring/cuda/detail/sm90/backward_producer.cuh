@@ -23,6 +23,15 @@ __device__ void load_unit_by_unit(const Arguments& args,
     slot.wait_empty(q_cursor.round());
     return slot;
   };
+  ring_cursor<notes_ahead> tellings;
+  const auto tell = [&](const step_note& note) { // who keeps turns
+    if (!args.ordered) return;
+    slot_barriers& slot = smem.turn_note_slots[tellings.stage()];
+    slot.wait_empty(tellings.round());
+    smem.turn_notes[tellings.stage()] = note;
+    ptx::arrive(slot.full);
+    tellings.advance();
+  };
   for (std::uint32_t round = 0;; ++round) {
     const int index = atomicAdd(args.next_unit, 1);
     if (index >= args.layers * args.kv_tiles) break;
@@ -54,12 +63,14 @@ __device__ void load_unit_by_unit(const Arguments& args,
                                      rows + index_t{row} * P.tile.q, 4 * P.tile.q, &slot.full);
         };
         slot_barriers& slot = open();
-        smem.notes[q_cursor.stage()] = {masked ? step_note::partial : step_note::full,
-                                        row,
-                                        tile,
-                                        head,
-                                        unit.kv_tile,
-                                        unit.batch};
+        const step_note note{masked ? step_note::partial : step_note::full,
+                             row,
+                             tile,
+                             head,
+                             unit.kv_tile,
+                             unit.batch};
+        smem.notes[q_cursor.stage()] = note;
+        tell(note);
         load(slot, smem.q[q_cursor.stage()], args.q, smem.lse2[q_cursor.stage()], args.lse2);
         q_cursor.advance();
         const int stage = o_cursor.stage();
@@ -77,18 +88,21 @@ __device__ void load_unit_by_unit(const Arguments& args,
   slot_barriers& slot = open();
   smem.notes[q_cursor.stage()] = {step_note::end_of_work};
   ptx::arrive(slot.full);
+  tell({step_note::end_of_work});
 }
 
-/// Calls `use` for each tile of queries: what is in its stage, and its number. By one warp.
+/// Calls `use` for each step, with its note and its number. By one warp.
 template <class Arguments, class Use>
 __device__ void each_step(backward_storage<Arguments::policy>& smem, const Use& use) {
-  ring_cursor<Arguments::policy.stages> cursor;
-  for (std::uint32_t step = 0;; cursor.advance()) {
-    const step_head head = smem.read_head(cursor);
-    const step_note note = smem.read_note(cursor);
-    if (threadIdx.x % 32 == 0) ptx::arrive(smem.q_slots[cursor.stage()].empty);
-    if (head.what == step_note::end_of_work) return;
-    if (head.has_queries()) use(note, step++);
+  for (ring_cursor<notes_ahead> cursor;; cursor.advance()) {
+    slot_barriers& slot = smem.turn_note_slots[cursor.stage()];
+    slot.wait_full(cursor.round());
+    const step_note note =
+        backward_storage<Arguments::policy>::share(smem.turn_notes[cursor.stage()]);
+    if (threadIdx.x % 32 == 0) ptx::arrive(slot.empty);
+    if (note.what == step_note::end_of_work) return;
+    use(note, cursor.index);
+    __syncwarp();
   }
 }
 
@@ -103,23 +117,24 @@ __device__ void await_turns(const Arguments& args, backward_storage<Arguments::p
     turn.look(args.map, counter);
     turn.wait(args.map, counter, note.kv_tile, args.kv_tiles_per_map_tile);
     if (threadIdx.x % 32 == 0) {
-      if (step > 0) ptx::wait(smem.added, (step - 1) & 1); // one turn at a time
-      ptx::arrive(smem.turn_taken);
+      turn_barriers& here = smem.turns[step % 2];
+      ptx::wait(here.passed_on, (step / 2 & 1) ^ 1);
+      ptx::arrive(here.taken);
     }
-    __syncwarp();
   });
 }
 
-/// A warp: passes the turn on when consumers have added; so nobody else waits for the fence before
-/// that.
+/// A warp: passes the turn on when consumers have added, so that nobody else waits for the fence
+/// before that.
 template <class Arguments>
 __device__ void pass_turns_on(const Arguments& args, backward_storage<Arguments::policy>& smem) {
   each_step<Arguments>(smem, [&](const step_note& note, std::uint32_t step) {
     if (threadIdx.x % 32 == 0) {
-      ptx::wait(smem.added, step & 1);
+      turn_barriers& here = smem.turns[step % 2];
+      ptx::wait(here.added, step / 2 & 1);
       dq_turn::pass_on(args.dq_done + note.row, note.kv_tile);
+      ptx::arrive(here.passed_on);
     }
-    __syncwarp();
   });
 }
 
