@@ -4,8 +4,8 @@
 //
 // Scores and their gradients are formed transposed, 64 keys a group: so they leave the first two
 // products as the A operand that those with output gradients (dv) and queries (dk) need, in
-// registers. Only dq needs them in shared memory, where both groups meet once a step. dq is added
-// to memory while dk and the next step's scores are formed.
+// registers. Only dq needs them in shared memory, from both groups; it is formed a step later, so
+// that they need not keep step, and added to memory while dk and the next scores are formed.
 #pragma once
 
 #include <maskring/cuda/detail/kept_scores.cuh>
@@ -32,6 +32,7 @@ class backward_consumer {
   using T = typename Arguments::input_type;
   using storage = backward_storage<P>;
   using pairs = std::uint32_t[score_count / 2]; ///< rounded
+  using row_values = float[P.tile.q / 4];       ///< of the thread's queries
 
   /// Which of a thread's scores are kept.
   struct kept_words {
@@ -51,6 +52,7 @@ public:
 
   __device__ void run() {
     float s[score_count], dk[sum_count], dv[sum_count];
+    row_values lse2;
     for (std::uint32_t unit = 0;; ++unit) {
       step_head head = smem_.read_head(cursor_);
       if (head.what == step_note::end_of_work) return;
@@ -59,11 +61,12 @@ public:
 #pragma unroll
       for (int i = 0; i < sum_count; ++i) dk[i] = dv[i] = 0;
       multiply_transposed(s, smem_.k, smem_.q[cursor_.stage()]);
+      load_rows(lse2, smem_.lse2[cursor_.stage()]);
       ptx::wgmma_wait<0>(s);
       int before = -1; // the query tile of the unit's step before
       while (head.has_queries()) {
         const step_head now = head;
-        head = step(now, before, s, dk, dv);
+        head = step(now, before, s, lse2, dk, dv);
         before = now.row;
       }
       if (before >= 0) {
@@ -88,7 +91,7 @@ private:
   /// before, `row_before`, and the next scores. At the ends of a unit one or the other is not used:
   /// a branch would have ptxas let products wait for each other.
   __device__ step_head step(const step_head& head, int row_before, float (&s)[score_count],
-                            float (&dk)[sum_count], float (&dv)[sum_count]) {
+                            row_values& lse2, float (&dk)[sum_count], float (&dv)[sum_count]) {
     const bool follows = row_before >= 0;
     const int stage = cursor_.stage(), o_stage = static_cast<int>(steps_ % P.stages);
     slot_barriers& o_slot = smem_.o_slots[o_stage];
@@ -96,20 +99,19 @@ private:
     float ds[score_count];
     multiply_transposed(ds, smem_.v, smem_.o[o_stage]);
 
-    const float* const lse2 = smem_.lse2[stage];
-    const float* const delta = smem_.delta[o_stage];
     const bool partial = head.what == step_note::partial;
     kept_words kept{};
     if (partial) kept = look_at_scores(smem_.read_note(cursor_));
     const auto weigh = [&](const auto& keeps) {
       if constexpr (Arguments::has_score) {
-        modify(s, ds, lse2, delta, smem_.read_note(cursor_), keeps);
+        modify(s, ds, lse2, smem_.delta[o_stage], smem_.read_note(cursor_), keeps);
       } else {
         const float unit = args_.scale * log2_e;
-        each_score(lse2, [&](int i, float lse) {
-          s[i] = ptx::exp2(s[i] * unit - lse);
+#pragma unroll
+        for (int i = 0; i < score_count; ++i) {
+          s[i] = ptx::exp2(s[i] * unit - lse2[row_value(i)]);
           if (!keeps.has(i)) s[i] = 0;
-        });
+        }
       }
     };
     if constexpr (Arguments::has_score) ptx::wgmma_wait<0>(ds);
@@ -123,8 +125,12 @@ private:
     if constexpr (!Arguments::has_score) ptx::wgmma_wait<0>(ds);
     add_product(dv, p, smem_.o[o_stage]);
     if constexpr (!Arguments::has_score) {
-      // By the rounded weights, which are there anyway.
-      each_score(delta, [&](int i, float value) { ds[i] = weight(p, i) * (ds[i] - value); });
+      row_values delta;
+      load_rows(delta, smem_.delta[o_stage]);
+#pragma unroll
+      for (int i = 0; i < score_count; ++i) { // by the rounded weights, which are there anyway
+        ds[i] = weight(p, i) * (ds[i] - delta[row_value(i)]);
+      }
     }
     round(ds, d);
     if (follows) await_gradients();
@@ -137,6 +143,8 @@ private:
     ptx::wgmma_wait<2>(p);
     release(o_slot);
     multiply_transposed(s, smem_.k, smem_.q[cursor_.stage()]);
+    load_rows(lse2, smem_.lse2[cursor_.stage()]); // ahead of the additions, which take long
+    ptx::pin(lse2);
     ptx::wgmma_wait<2>(dq);
     if (follows) add_to_queries(dq, row_before);
     ptx::wgmma_wait<0>(s, d, dk, dv);
@@ -216,7 +224,7 @@ private:
     const int strip = 4 * row_share() + warp_;  // of 16 queries
     const int there = strip % like::q_q + like::q_q * (8 * column_share() / groups);
     float* const sums = args_.dq_sums + index_t{row} * (P.tile.q * P.dim) +
-                        4 * (strip / like::q_q * groups * like::threads + 32 * there + lane());
+                        4 * (strip / like::q_q * groups * like::threads + 32 * there + lane_here());
     const std::uint32_t step = steps_ - 1;
     turn_barriers& turn = smem_.turns[step % 2];
     if (args_.ordered) ptx::wait(turn.taken, step / 2 & 1);
@@ -230,28 +238,27 @@ private:
     if (lane() == 0) ptx::arrive(turn.added);
   }
 
-  /// Calls `use(i, value)` for all of the thread's scores, with what its query has in `rows`.
-  template <class Use>
-  __device__ void each_score(const float* rows, const Use& use) const {
+  /// What the thread's queries have in `rows`, in pairs.
+  __device__ void load_rows(row_values& values, const float* rows) const {
 #pragma unroll
     for (int g = 0; g < P.tile.q / 8; ++g) {
       const float2 two = *reinterpret_cast<const float2*>(rows + 8 * g + 2 * (lane() % 4));
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        use(4 * g + 2 * r, two.x);
-        use(4 * g + 2 * r + 1, two.y);
-      }
+      values[2 * g] = two.x;
+      values[2 * g + 1] = two.y;
     }
   }
+  /// Which of them score i's query has.
+  static constexpr int row_value(int i) { return i / 4 * 2 + i % 2; }
 
   /// Products become weights and gradients, by the modifier.
   template <class Kept>
-  __device__ void modify(float (&p)[score_count], float (&ds)[score_count], const float* lse2,
+  __device__ void modify(float (&p)[score_count], float (&ds)[score_count], const row_values& lse2,
                          const float* delta, const step_note& note, const Kept& kept) const {
     const auto score = score_at(args_.score, note.batch, note.head);
     const int first_q = note.q_tile * P.tile.q + fragment_layout::first_column(lane());
     const int first_kv = first_key(note) + fragment_layout::first_row(lane());
-    each_score(lse2, [&](int i, float lse) {
+#pragma unroll
+    for (int i = 0; i < score_count; ++i) {
       int q = first_q + fragment_layout::column(i), kv = first_kv + 8 * fragment_layout::row(i);
       if constexpr (!std::is_same_v<Kept, all_kept>) { // tables must not be read past their ends
         q = min(q, args_.q_len - 1);
@@ -260,14 +267,14 @@ private:
       const float product = p[i] * args_.scale;
       const dual<score_number<T>> modified =
           score(dual<score_number<T>>{product, 1.0f}, note.batch, note.head, q, kv);
-      p[i] = ptx::exp2(static_cast<float>(modified.value) * log2_e - lse);
+      p[i] = ptx::exp2(static_cast<float>(modified.value) * log2_e - lse2[row_value(i)]);
       if (!kept.has(i)) p[i] = 0;
       // A weight of 0 passes no gradient, also where the modifier gave −inf and no derivative.
       const float row_delta = delta[fragment_layout::column(i) + 2 * (lane() % 4)];
       const float dscore = p[i] * (ds[i] - row_delta);
       if (p[i] > 0) learn(args_.score, dscore, product, note.batch, note.head, q, kv);
       ds[i] = p[i] > 0 ? static_cast<float>(dscore * modified.derivative) : 0.0f;
-    });
+    }
   }
 
   /// Asks the mask about the warp's scores: first about blocks of 16 × 16, a lane a block.
@@ -310,11 +317,11 @@ private:
   /// Writes gradients to shared memory for dq.
   __device__ void leave(const pairs& d) const {
     const auto shared = static_cast<std::uint32_t>(__cvta_generic_to_shared(smem_.ds[steps_ % 3]));
-    const int row = 64 * group_ + 16 * warp_ + lane() % 16;
+    const int here = lane_here(), row = 64 * group_ + 16 * warp_ + here % 16;
 #pragma unroll
     for (int i = 0; i < blocks; ++i) {
       const std::uint32_t word[4] = {d[4 * i], d[4 * i + 1], d[4 * i + 2], d[4 * i + 3]};
-      ptx::store_matrices(shared + P.ds_layout().offset(row, 2 * i + lane() / 16), word);
+      ptx::store_matrices(shared + P.ds_layout().offset(row, 2 * i + here / 16), word);
     }
     ::cuda::ptx::fence_proxy_async(::cuda::ptx::space_shared);
     __syncwarp();
@@ -339,8 +346,7 @@ private:
   __device__ void each_row(const step_note& unit, const float (&sums)[sum_count], float scale,
                            const Store& store) const {
     const int head = unit.head / args_.group;
-    int row = first_key(unit) + fragment_layout::first_row(lane());
-    asm volatile("" : "+r"(row)); // what follows from it is not computed ahead of the walk
+    const int row = first_key(unit) + fragment_layout::first_row(lane_here());
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
 #pragma unroll
@@ -358,6 +364,12 @@ private:
     return note.kv_tile * P.tile.kv + 64 * group_ + 16 * warp_;
   }
   static __device__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
+  /// The same, unknown until here: what follows from it is not kept in registers, which are short.
+  static __device__ int lane_here() {
+    int lane = backward_consumer::lane();
+    asm volatile("" : "+r"(lane));
+    return lane;
+  }
   __device__ void release(slot_barriers& slot) const {
     if (lane() == 0) ptx::arrive(slot.empty);
   }
