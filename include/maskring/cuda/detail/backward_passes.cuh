@@ -20,7 +20,7 @@ struct backward_memory {
     lse2 = placed.add<float>(tiles * shape.tile.q);
     delta = placed.add<float>(tiles * shape.tile.q);
     dq_sums = placed.add<float>(tiles * shape.tile.q * shape.dim);
-    dq_done = placed.add<int>(tiles);
+    dq_done = placed.add<int>(2 * tiles); // two groups on Hopper take turns by themselves
     next_unit = placed.add<int>(1);
     end = placed.bytes();
   }

@@ -29,10 +29,17 @@ public:
   /// Returns when all that come before `kv_tile` (a tile of the kernel) have added.
   __device__ void wait(const block_map_view& map, const int* counter, int kv_tile, int per_tile) {
     const int before = predecessor(map, kv_tile, per_tile) + 1;
-    if (threadIdx.x % 32 == 0 && before > 0) {
-      while (seen_ != before) seen_ = read(counter);
-    }
+    if (threadIdx.x % 32 == 0) wait(counter, before);
     __syncwarp();
+  }
+
+  /// What the counter says when it is `kv_tile`'s turn.
+  __device__ int before(const block_map_view& map, int kv_tile, int per_tile) {
+    return predecessor(map, kv_tile, per_tile) + 1;
+  }
+  /// By one thread: returns when it says so.
+  __device__ void wait(const int* counter, int before) {
+    while (before > 0 && seen_ != before) seen_ = read(counter);
   }
 
   /// By one thread, when all threads of the block have added and met at a barrier.

@@ -33,6 +33,9 @@ class backward_consumer {
   using storage = backward_storage<P>;
   using pairs = std::uint32_t[score_count / 2]; ///< rounded
   using row_values = float[P.tile.q / 4];       ///< of the thread's queries
+  /// Whether the next log-sum-exps are read ahead of the additions to dq, behind which they would
+  /// wait long. With 128 queries it takes registers that are not there.
+  static constexpr bool reads_ahead = P.tile.q == 64;
 
   /// Which of a thread's scores are kept.
   struct kept_words {
@@ -61,7 +64,7 @@ public:
 #pragma unroll
       for (int i = 0; i < sum_count; ++i) dk[i] = dv[i] = 0;
       multiply_transposed(s, smem_.k, smem_.q[cursor_.stage()]);
-      load_rows(lse2, smem_.lse2[cursor_.stage()]);
+      if constexpr (reads_ahead) load_rows(lse2, smem_.lse2[cursor_.stage()]);
       ptx::wgmma_wait<0>(s);
       int before = -1; // the query tile of the unit's step before
       while (head.has_queries()) {
@@ -99,6 +102,7 @@ private:
     float ds[score_count];
     multiply_transposed(ds, smem_.v, smem_.o[o_stage]);
 
+    if constexpr (!reads_ahead) load_rows(lse2, smem_.lse2[stage]);
     const bool partial = head.what == step_note::partial;
     kept_words kept{};
     if (partial) kept = look_at_scores(smem_.read_note(cursor_));
@@ -143,8 +147,10 @@ private:
     ptx::wgmma_wait<2>(p);
     release(o_slot);
     multiply_transposed(s, smem_.k, smem_.q[cursor_.stage()]);
-    load_rows(lse2, smem_.lse2[cursor_.stage()]); // ahead of the additions, which take long
-    ptx::pin(lse2);
+    if constexpr (reads_ahead) {
+      load_rows(lse2, smem_.lse2[cursor_.stage()]);
+      ptx::pin(lse2);
+    }
     ptx::wgmma_wait<2>(dq);
     if (follows) add_to_queries(dq, row_before);
     ptx::wgmma_wait<0>(s, d, dk, dv);
@@ -226,7 +232,7 @@ private:
     float* const sums = args_.dq_sums + index_t{row} * (P.tile.q * P.dim) +
                         4 * (strip / like::q_q * groups * like::threads + 32 * there + lane_here());
     const std::uint32_t step = steps_ - 1;
-    turn_barriers& turn = smem_.turns[step % 2];
+    turn_barriers& turn = smem_.turns[group_][step % 2];
     if (args_.ordered) ptx::wait(turn.taken, step / 2 & 1);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {

@@ -59,13 +59,13 @@ struct step_head {
   __device__ bool has_queries() const { return what < step_note::end_of_unit; }
 };
 
-/// A step's turn at a query tile's dq: taken, then all warps have added, then it is passed on.
+/// A group's turn at a query tile's dq: taken, then its warps have added, then it is passed on.
 struct turn_barriers {
   std::uint64_t taken, added, passed_on;
 
-  __device__ void init(int consumer_warps) {
+  __device__ void init(int warps) {
     ::cuda::ptx::mbarrier_init(&taken, 1);
-    ::cuda::ptx::mbarrier_init(&added, static_cast<std::uint32_t>(consumer_warps));
+    ::cuda::ptx::mbarrier_init(&added, static_cast<std::uint32_t>(warps));
     ::cuda::ptx::mbarrier_init(&passed_on, 1);
   }
 };
@@ -85,8 +85,8 @@ struct backward_storage {
   alignas(16) float delta[P.stages][P.tile.q];
   slot_barriers k_slot, v_slot;
   slot_barriers q_slots[P.stages], o_slots[P.stages];
-  std::uint64_t ds_left[3]; ///< all warps have left theirs
-  turn_barriers turns[2];   ///< of two steps, for one group may be a step behind the other
+  std::uint64_t ds_left[3];            ///< all warps have left theirs
+  turn_barriers turns[P.consumers][2]; ///< of two steps
   slot_barriers turn_note_slots[notes_ahead];
   step_note turn_notes[notes_ahead]; ///< for who keeps turns, which may be late
   step_note notes[P.stages];         ///< travel with the queries
@@ -124,7 +124,9 @@ struct backward_storage {
       q_slots[s].init(1, consumer_warps);
       o_slots[s].init(1, consumer_warps);
     }
-    for (turn_barriers& turn : turns) turn.init(consumer_warps);
+    for (auto& steps : turns) {
+      for (turn_barriers& turn : steps) turn.init(consumer_warps / P.consumers);
+    }
     for (slot_barriers& slot : turn_note_slots) slot.init(1, 2);
     for (std::uint64_t& left : ds_left) ::cuda::ptx::mbarrier_init(&left, consumer_warps);
     ::cuda::ptx::fence_mbarrier_init(::cuda::ptx::sem_release, ::cuda::ptx::scope_cluster);

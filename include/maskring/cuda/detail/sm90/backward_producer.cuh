@@ -106,33 +106,38 @@ __device__ void each_step(backward_storage<Arguments::policy>& smem, const Use& 
   }
 }
 
-/// A warp: waits in the consumers' place until it is this block's turn to add to a query tile.
+/// A warp: waits in the consumers' place until it is this block's turn to add to a query tile. Each
+/// group of consumers has a part of dq, and turns, of its own; a lane waits for each.
 template <class Arguments>
 __device__ void await_turns(const Arguments& args, backward_storage<Arguments::policy>& smem) {
   constexpr backward_policy P = Arguments::policy;
   each_step<Arguments>(smem, [&](const step_note& note, std::uint32_t step) {
-    const int* const counter = args.dq_done + note.row;
+    const int group = static_cast<int>(threadIdx.x) % 32 % P.consumers;
+    const int* const counter = args.dq_done + index_t{note.row} * P.consumers + group;
     dq_turn turn;
     turn.begin(args.map, note.batch, note.head, note.q_tile * P.tile.q / args.map.tile.q);
     turn.look(args.map, counter);
-    turn.wait(args.map, counter, note.kv_tile, args.kv_tiles_per_map_tile);
-    if (threadIdx.x % 32 == 0) {
-      turn_barriers& here = smem.turns[step % 2];
+    const int before = turn.before(args.map, note.kv_tile, args.kv_tiles_per_map_tile);
+    if (threadIdx.x % 32 < P.consumers) {
+      turn.wait(counter, before);
+      turn_barriers& here = smem.turns[group][step % 2];
       ptx::wait(here.passed_on, (step / 2 & 1) ^ 1);
       ptx::arrive(here.taken);
     }
   });
 }
 
-/// A warp: passes the turn on when consumers have added, so that nobody else waits for the fence
+/// A warp: passes the turn on when a group has added, so that nobody else waits for the fence
 /// before that.
 template <class Arguments>
 __device__ void pass_turns_on(const Arguments& args, backward_storage<Arguments::policy>& smem) {
+  constexpr backward_policy P = Arguments::policy;
   each_step<Arguments>(smem, [&](const step_note& note, std::uint32_t step) {
-    if (threadIdx.x % 32 == 0) {
-      turn_barriers& here = smem.turns[step % 2];
+    const int group = static_cast<int>(threadIdx.x) % 32;
+    if (group < P.consumers) {
+      turn_barriers& here = smem.turns[group][step % 2];
       ptx::wait(here.added, step / 2 & 1);
-      dq_turn::pass_on(args.dq_done + note.row, note.kv_tile);
+      dq_turn::pass_on(args.dq_done + index_t{note.row} * P.consumers + group, note.kv_tile);
       ptx::arrive(here.passed_on);
     }
   });
