@@ -82,7 +82,7 @@ public:
       const step_note note = smem_.read_note(cursor_);
       release(smem_.k_slot);
       release(smem_.v_slot);
-      release(smem_.q_slots[cursor_.stage()]); // the note's
+      ptx::arrive(smem_.q_slots[cursor_.stage()].empty); // the note's
       cursor_.advance();
       store(args_.dv, note, dv, 1);
       store(args_.dk, note, dk, args_.scale);
@@ -145,7 +145,7 @@ private:
     cursor_.advance();
     const step_head next = smem_.read_head(cursor_);
     ptx::wgmma_wait<2>(p);
-    release(o_slot);
+    ptx::arrive(o_slot.empty);
     multiply_transposed(s, smem_.k, smem_.q[cursor_.stage()]);
     if constexpr (reads_ahead) {
       load_rows(lse2, smem_.lse2[cursor_.stage()]);
@@ -154,7 +154,7 @@ private:
     ptx::wgmma_wait<2>(dq);
     if (follows) add_to_queries(dq, row_before);
     ptx::wgmma_wait<0>(s, d, dk, dv);
-    release(smem_.q_slots[stage]);
+    ptx::arrive(smem_.q_slots[stage].empty);
     ++steps_;
     return next;
   }

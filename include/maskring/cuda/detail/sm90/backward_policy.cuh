@@ -115,14 +115,15 @@ struct backward_storage {
     return note;
   }
 
-  /// By one thread, before the block's first barrier. Consumers arrive once a warp.
+  /// By one thread, before the block's first barrier. Consumers arrive once a warp, except where
+  /// each of their lanes reads for itself: log-sum-exps and deltas.
   __device__ void init() {
     constexpr int consumer_warps = 4 * P.consumers;
     k_slot.init(1, consumer_warps);
     v_slot.init(1, consumer_warps);
     for (int s = 0; s < P.stages; ++s) {
-      q_slots[s].init(1, consumer_warps);
-      o_slots[s].init(1, consumer_warps);
+      q_slots[s].init(1, 32 * consumer_warps);
+      o_slots[s].init(1, 32 * consumer_warps);
     }
     for (auto& steps : turns) {
       for (turn_barriers& turn : steps) turn.init(consumer_warps / P.consumers);
