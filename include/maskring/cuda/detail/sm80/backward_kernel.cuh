@@ -12,6 +12,7 @@
 // and rarely waits once that is found.
 #pragma once
 
+#include <maskring/cuda/detail/backward_unit.cuh>
 #include <maskring/cuda/detail/dq_order.cuh>
 #include <maskring/cuda/detail/ptx/named_barrier.cuh>
 #include <maskring/cuda/detail/ptx/red.cuh>
@@ -61,16 +62,10 @@ class backward_block {
 public:
   __device__ backward_block(const Arguments& args, std::uint32_t shared, int unit)
       : args_{args}, shared_{shared} {
-    // Blocks that take turns at one head follow each other at a distance. Several heads at a time
-    // let enough of them begin for all multiprocessors.
-    constexpr int heads_at_a_time = 32;
-    const int first = unit / (heads_at_a_time * args.kv_tiles) * heads_at_a_time;
-    const int count = min(heads_at_a_time, args.layers - first);
-    const int within = unit - first * args.kv_tiles;
-    kv_tile_ = within / count;
-    const int layer = first + within % count;
-    kv_head_ = layer % args.kv_heads;
-    batch_ = layer / args.kv_heads;
+    const auto own = backward_unit::of(unit, args.kv_tiles, args.layers, args.kv_heads);
+    kv_tile_ = own.kv_tile;
+    kv_head_ = own.kv_head;
+    batch_ = own.batch;
   }
 
   __device__ void run() {
