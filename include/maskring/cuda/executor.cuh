@@ -54,7 +54,9 @@ using default_head_dims = head_dim_list<head_dim<64>, head_dim<128>, head_dim<25
 enum class kernel {
   automatic, ///< the fastest that can
   portable,  ///< mma.sync, compute capability 8.0 and later
-  hopper,    ///< wgmma and tensor copies, compute capability 9.0; else std::invalid_argument
+  /// wgmma and tensor copies, compute capability 9.0. A forward call that these cannot compute is a
+  /// std::invalid_argument; a backward call takes the portable kernel.
+  hopper,
 };
 
 /// How 32-bit floats are multiplied.
