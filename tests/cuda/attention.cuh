@@ -14,6 +14,14 @@
 
 namespace maskring::testing {
 
+/// Whether the device is of compute capability 9.0; says so if not.
+inline bool is_hopper() {
+  int major = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
+  if (major != 9) MESSAGE("skipped: no GPU of compute capability 9.0");
+  return major == 9;
+}
+
 /// A tensor of the host's, copied to device memory with its strides.
 template <class T, int Rank>
 class on_device {

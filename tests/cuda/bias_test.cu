@@ -28,12 +28,7 @@ private:
 
 template <int Dim>
 void check_bias() {
-  int major = 0;
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
-  if (major != 9) {
-    MESSAGE("skipped: no GPU of compute capability 9.0");
-    return;
-  }
+  if (!is_hopper()) return;
   constexpr int heads = 4, count = 32;
   std::mt19937_64 random{Dim};
   std::vector<float> values;

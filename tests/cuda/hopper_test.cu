@@ -10,13 +10,6 @@
 namespace maskring::testing {
 namespace {
 
-bool is_hopper() {
-  int major = 0;
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
-  if (major != 9) MESSAGE("skipped: no GPU of compute capability 9.0");
-  return major == 9;
-}
-
 template <class T, class Dims>
 void all_masks(Dims dims, index_t qk_dim, index_t v_dim) {
   if (!is_hopper()) return;

@@ -202,15 +202,8 @@ private:
         q = min(q, args_.q_len - 1);
         kv = min(kv, args_.kv_len - 1);
       }
-      const float product = p[i] * args_.scale;
-      const dual<score_number<T>> s =
-          score(dual<score_number<T>>{product, 1.0f}, o.batch, o.head, q, kv);
-      p[i] = ptx::exp2(static_cast<float>(s.value) * log2_e - lse[r]);
-      if (!kept.has(m, n, i)) p[i] = 0;
-      // A weight of 0 passes no gradient, also where the modifier gave −inf and no derivative.
-      const float dscore = p[i] * (ds[i] - delta[r]);
-      if (p[i] > 0) learn(args_.score, dscore, product, o.batch, o.head, q, kv);
-      ds[i] = p[i] > 0 ? static_cast<float>(dscore * s.derivative) : 0.0f;
+      modify_pair<T>(args_.score, score, args_.scale, lse[r], delta[r], kept.has(m, n, i),
+                     {o.batch, o.head, q, kv}, p[i], ds[i]);
     }
   }
 

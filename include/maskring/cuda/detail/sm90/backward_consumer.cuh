@@ -270,16 +270,9 @@ private:
         q = min(q, args_.q_len - 1);
         kv = min(kv, args_.kv_len - 1);
       }
-      const float product = p[i] * args_.scale;
-      const dual<score_number<T>> modified =
-          score(dual<score_number<T>>{product, 1.0f}, note.batch, note.head, q, kv);
-      p[i] = ptx::exp2(static_cast<float>(modified.value) * log2_e - lse2[row_value(i)]);
-      if (!kept.has(i)) p[i] = 0;
-      // A weight of 0 passes no gradient, also where the modifier gave −inf and no derivative.
       const float row_delta = delta[fragment_layout::column(i) + 2 * (lane() % 4)];
-      const float dscore = p[i] * (ds[i] - row_delta);
-      if (p[i] > 0) learn(args_.score, dscore, product, note.batch, note.head, q, kv);
-      ds[i] = p[i] > 0 ? static_cast<float>(dscore * modified.derivative) : 0.0f;
+      modify_pair<T>(args_.score, score, args_.scale, lse2[row_value(i)], row_delta, kept.has(i),
+                     {note.batch, note.head, q, kv}, p[i], ds[i]);
     }
   }
 
