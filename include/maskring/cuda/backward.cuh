@@ -16,7 +16,6 @@ void run_backward(const Executor& exec, const saved<T, O>& in, const upstream<T>
                   const gradients<G>& grad, const Mask& mask, const block_map_view* map,
                   const Score& score, const problem& p, accumulation accumulate) {
   const auto portable = [&](const block_map_view& tiles) {
-    const bool ordered = exec.policy().deterministic;
     if constexpr (!std::is_same_v<T, float>) {
       constexpr auto shape = sm80::backward_shape(Dim::qk, Dim::v);
       check_tiles("backward", tiles, shape.tile);
@@ -26,12 +25,12 @@ void run_backward(const Executor& exec, const saved<T, O>& in, const upstream<T>
       backward_passes<shape>(exec, in, up, to, mask, tiles, score, p, call_place{});
     } else if (exec.policy().float_math == float_math::tf32) {
       fp32::backward<float_math::tf32, Dim::qk, Dim::v>(in, up, grad, mask, tiles, score, p,
-                                                        accumulate, ordered, exec.workspace(),
-                                                        exec.stream());
+                                                        accumulate, exec.policy().deterministic,
+                                                        exec.workspace(), exec.stream());
     } else {
       fp32::backward<float_math::ieee, Dim::qk, Dim::v>(in, up, grad, mask, tiles, score, p,
-                                                        accumulate, ordered, exec.workspace(),
-                                                        exec.stream());
+                                                        accumulate, exec.policy().deterministic,
+                                                        exec.workspace(), exec.stream());
     }
   };
   if (map != nullptr) {

@@ -29,29 +29,16 @@ __device__ verdict block_verdict(const Arguments& args, int batch, int head, int
 }
 
 /// Which of a lane's 8 elements of a block of 16 × 16 are kept, as bits; `at` is the first. What
-/// lies past the ends is hidden.
-template <class Arguments>
+/// lies past the ends is hidden. Rows are queries, or keys if `Transposed`.
+template <bool Transposed = false, class Arguments>
 __device__ std::uint32_t kept_elements(const Arguments& args, score_origin at) {
   std::uint32_t bits = 0;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    int q = min(at.q + 8 * fragment_layout::row(i), args.q_len - 1);
+    const int row = 8 * fragment_layout::row(i), column = fragment_layout::column(i);
+    int q = min(at.q + (Transposed ? column : row), args.q_len - 1);
     if (Arguments::policy.tile.from_end) q = max(q, 0);
-    const int kv = at.kv + fragment_layout::column(i);
-    const bool keep = static_cast<bool>(args.mask(at.batch, at.head, q, min(kv, args.kv_len - 1)));
-    bits |= static_cast<std::uint32_t>(keep & (kv < args.kv_len)) << i;
-  }
-  return bits;
-}
-
-/// The same where rows are keys and columns queries; `at` is the first of both.
-template <class Arguments>
-__device__ std::uint32_t kept_elements_transposed(const Arguments& args, score_origin at) {
-  std::uint32_t bits = 0;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int q = min(at.q + fragment_layout::column(i), args.q_len - 1);
-    const int kv = at.kv + 8 * fragment_layout::row(i);
+    const int kv = at.kv + (Transposed ? row : column);
     const bool keep = static_cast<bool>(args.mask(at.batch, at.head, q, min(kv, args.kv_len - 1)));
     bits |= static_cast<std::uint32_t>(keep & (kv < args.kv_len)) << i;
   }

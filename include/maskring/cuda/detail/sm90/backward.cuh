@@ -2,9 +2,8 @@
 // The Hopper backward kernel, its launch, and what it can be asked for.
 //
 // A block owns a tile of keys at a time, as in the portable kernel, and takes the next one from a
-// counter while it works. One thread of its first group of warps loads, two warps keep the turns in
-// which blocks add to dq;
-// the other two groups compute.
+// counter while it works. Of its first group of warps one thread loads and two warps keep the turns
+// in which blocks add to dq; the other two groups compute.
 #pragma once
 
 #include <maskring/cuda/detail/device.cuh>

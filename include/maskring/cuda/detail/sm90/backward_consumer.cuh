@@ -290,7 +290,7 @@ private:
 #pragma unroll 1
     for (std::uint32_t some = __ballot_sync(~0u, v == verdict::some); some != 0; some &= some - 1) {
       const int block = __ffs(some) - 1;
-      const std::uint32_t bits = kept_elements_transposed(
+      const std::uint32_t bits = kept_elements<true>(
           question, {note.batch, note.head, q + 16 * block + fragment_layout::first_column(lane()),
                      kv + fragment_layout::first_row(lane())});
 #pragma unroll

@@ -147,7 +147,7 @@ struct backward_arguments {
   Mask mask;
   Score score;
   float scale;
-  // These as in sm80::backward_arguments.
+  // These as in sm80::backward_arguments; but dq_done has an entry for each group of consumers.
   const float *lse2, *delta;
   float* dq_sums;
   int *dq_done, *next_unit;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Hopper backward kernel's producer group: one thread loads, one warp keeps turns.
+// The Hopper backward kernel's producer group: one thread loads, two warps keep turns.
 #pragma once
 
 #include <maskring/cuda/detail/backward_unit.cuh>
