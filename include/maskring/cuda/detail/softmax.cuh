@@ -118,6 +118,16 @@ struct optimistic_softmax {
   float reference[2] = {-infinity, -infinity}; ///< −inf while a row has seen nothing
   float sum[2] = {0, 0};
 
+  /// Writes the weights 2^(unit · s_i − reference) of the first tile of scores s_i, which are lost.
+  template <int Count>
+  __device__ void begin(float (&s)[Count], float unit, std::uint32_t (&weights)[Count / 2]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) reference[r] = row_maximum(s, r) * unit + headroom;
+    note_fresh();
+    compare(s, unit, [](float known, int) { return known; });
+    weigh(s, weights, sum);
+  }
+
   /// Writes the weights 2^(unit · modified(s_i, i) − reference) of a tile of scores s_i, which are
   /// lost. Returns whether outputs summed so far must be multiplied by `factor`, which is set only
   /// then; the same for a whole warp.
@@ -127,18 +137,13 @@ struct optimistic_softmax {
   template <int Count, class Modifier>
   __device__ bool update(float (&s)[Count], float unit, std::uint32_t (&weights)[Count / 2],
                          float (&factor)[2], const Modifier& modified) {
-    if (fresh_) {
-      asm volatile("" : "+f"(unit)); // keeps what follows apart from the same below
-      compare(s, unit, modified);
-    } else {
-      compare(s, unit, modified);
-      float total[2] = {sum[0], sum[1]};
-      const std::uint32_t bits = weigh(s, weights, total);
-      if (!__any_sync(~0u, (bits & 0x40004000) != 0)) {
-        sum[0] = total[0];
-        sum[1] = total[1];
-        return false;
-      }
+    compare(s, unit, modified);
+    float total[2] = {sum[0], sum[1]};
+    const std::uint32_t bits = fresh_ | weigh(s, weights, total);
+    if (!__any_sync(~0u, (bits & missed) != 0)) [[likely]] {
+      sum[0] = total[0];
+      sum[1] = total[1];
+      return false;
     }
     raise(s, factor);
     weigh(s, weights, sum);
@@ -150,39 +155,33 @@ struct optimistic_softmax {
   template <int Early, int Count, class Modifier, class Ready>
   __device__ bool update_early(float (&s)[Count], float unit, std::uint32_t (&weights)[Count / 2],
                                float (&factor)[2], const Modifier& modified, const Ready& ready) {
-    if (fresh_) {
-      ready();
-      asm volatile("" : "+f"(unit)); // keeps what follows apart from the same below
-      compare(s, unit, modified);
-    } else {
-      const float shift[2] = {finite_reference(0), finite_reference(1)};
-      std::uint32_t first[Early / 2], bits = 0;
-      float total[2] = {sum[0], sum[1]}, second[2] = {0, 0};
-      const auto weigh_pair = [&](int i, std::uint32_t& word) {
-        const int r = fragment_layout::row(i);
-        s[i] = modified(s[i], i) * unit - shift[r];
-        s[i + 1] = modified(s[i + 1], i + 1) * unit - shift[r];
-        float(&chain)[2] = (i >> 2 & 1) == 0 ? total : second;
-        const float weight[2] = {ptx::exp2(s[i]), ptx::exp2(s[i + 1])};
-        chain[r] += weight[0];
-        chain[r] += weight[1];
-        word = ptx::pack<T>(weight[0], weight[1]);
-        bits |= word;
-      };
+    const float shift[2] = {finite_reference(0), finite_reference(1)};
+    std::uint32_t first[Early / 2], bits = fresh_;
+    float total[2] = {sum[0], sum[1]}, second[2] = {0, 0};
+    const auto weigh_pair = [&](int i, std::uint32_t& word) {
+      const int r = fragment_layout::row(i);
+      s[i] = modified(s[i], i) * unit - shift[r];
+      s[i + 1] = modified(s[i + 1], i + 1) * unit - shift[r];
+      float(&chain)[2] = (i >> 2 & 1) == 0 ? total : second;
+      const float weight[2] = {ptx::exp2(s[i]), ptx::exp2(s[i + 1])};
+      chain[r] += weight[0];
+      chain[r] += weight[1];
+      word = ptx::pack<T>(weight[0], weight[1]);
+      bits |= word;
+    };
 #pragma unroll
-      for (int i = 0; i < Early; i += 2) weigh_pair(i, first[i / 2]);
+    for (int i = 0; i < Early; i += 2) weigh_pair(i, first[i / 2]);
 #pragma unroll
-      for (int i = 0; i < Early / 2; ++i) asm volatile("" : "+r"(first[i])::"memory"); // by now
-      ready();
+    for (int i = 0; i < Early / 2; ++i) asm volatile("" : "+r"(first[i])::"memory"); // by now
+    ready();
 #pragma unroll
-      for (int i = Early; i < Count; i += 2) weigh_pair(i, weights[i / 2]);
+    for (int i = Early; i < Count; i += 2) weigh_pair(i, weights[i / 2]);
 #pragma unroll
-      for (int i = 0; i < Early / 2; ++i) weights[i] = first[i];
-      if (!__any_sync(~0u, (bits & 0x40004000) != 0)) {
-        sum[0] = total[0] + second[0];
-        sum[1] = total[1] + second[1];
-        return false;
-      }
+    for (int i = 0; i < Early / 2; ++i) weights[i] = first[i];
+    if (!__any_sync(~0u, (bits & missed) != 0)) [[likely]] {
+      sum[0] = total[0] + second[0];
+      sum[1] = total[1] + second[1];
+      return false;
     }
     raise(s, factor);
     weigh(s, weights, sum);
@@ -209,7 +208,13 @@ struct optimistic_softmax {
   }
 
 private:
-  bool fresh_ = true; ///< a row of the warp has no reference yet
+  /// In rounded weights, the bits that only those of 2 and more have.
+  static constexpr std::uint32_t missed = 0x40004000;
+  std::uint32_t fresh_ = missed; ///< 0 once all rows of the warp have references
+
+  __device__ void note_fresh() {
+    fresh_ = __any_sync(~0u, reference[0] == -infinity || reference[1] == -infinity) ? missed : 0;
+  }
 
   /// Scores in powers of two over the references.
   template <int Count, class Modifier>
@@ -249,20 +254,26 @@ private:
     return reference[r] == -infinity ? 0.0f : reference[r];
   }
 
+  /// The largest of row r's numbers, over the quad.
+  template <int Count>
+  static __device__ float row_maximum(const float (&t)[Count], int r) {
+    float tops[2] = {-infinity, -infinity}; // one chain would wait for each operation
+#pragma unroll
+    for (int i = 2 * r; i < Count; i += 4) {
+      tops[(i >> 2) & 1] = fmaxf(tops[(i >> 2) & 1], fmaxf(t[i], t[i + 1]));
+    }
+    float top = fmaxf(tops[0], tops[1]);
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+    return fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+  }
+
   /// Moves references up with the rows' maxima; `t` are scores over the references.
   template <int Count>
   __device__ void raise(float (&t)[Count], float (&factor)[2]) {
     float rise[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float tops[2] = {-infinity, -infinity}; // one chain would wait for each operation
-#pragma unroll
-      for (int i = 2 * r; i < Count; i += 4) {
-        tops[(i >> 2) & 1] = fmaxf(tops[(i >> 2) & 1], fmaxf(t[i], t[i + 1]));
-      }
-      float top = fmaxf(tops[0], tops[1]);
-      top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+      const float top = row_maximum(t, r);
       const float before = reference[r];
       const float shift = finite_reference(r);
       reference[r] = fmaxf(before, shift + (top + headroom));
@@ -270,7 +281,7 @@ private:
       sum[r] *= factor[r];
       rise[r] = finite_reference(r) - shift;
     }
-    fresh_ = __any_sync(~0u, reference[0] == -infinity || reference[1] == -infinity);
+    note_fresh();
 #pragma unroll
     for (int i = 0; i < Count; ++i) t[i] -= rise[fragment_layout::row(i)];
   }

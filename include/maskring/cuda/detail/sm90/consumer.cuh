@@ -54,17 +54,13 @@ public:
     wait_queries();
     wait_keys();
     multiply_keys(s);
+    tile_note note = take_note();
     ptx::wgmma_wait<0>(s);
+    row_factors factors;
     for (;;) {
       const item_score score = score_at(args_.score, item.batch, item.head);
-      tile_note note = take_note();
       release_scored(note);
-      float factor[2];
-      // Only what earlier calls left can be there to be rescaled.
-      if (exponentiate<true>(s, item, score, note, rows, p[0], factor, [] {}) &&
-          Arguments::carries) {
-        scale_rows(out, factor);
-      }
+      exponentiate_first(s, item, score, note, rows, p[0], out);
       finish_copy();
       if (!note.last()) wait_keys();
       while (!note.last()) {
@@ -81,6 +77,7 @@ public:
       }
       q_cursor_.advance();
 
+      factors = finish(item, rows); // here, where the group waits for its turn
       const work_item next = next_item();
       if (!next.valid()) break;
       await_turn();
@@ -92,15 +89,16 @@ public:
       give_turn();
       ptx::wgmma_wait<1>(out, p[0]);
       release(smem_.v_slots[v_cursor().stage()]);
-      store(item, out, rows);
+      store(item, out, rows, factors);
       item = next;
       begin(item, out, rows);
+      note = take_note();
       ptx::wgmma_wait<0>(s);
     }
     wait_values();
     multiply_values(p[0], out);
     ptx::wgmma_wait<0>(out, p[0]);
-    store(item, out, rows);
+    store(item, out, rows, factors);
     finish_copy();
     if (P.ping_pong && group_ == 0) await_turn(); // leaves no barrier half full
   }
@@ -113,18 +111,19 @@ private:
                             const item_score& score, optimistic_softmax<T>& rows) {
     await_turn();
     multiply_keys(s);
+    const tile_note note = take_note(); // while the scores form, which take longer
     wait_values();
     multiply_values(p, out, [this] { give_turn(); });
-    // Asked here, where the answers may take their time.
-    const tile_note note = take_note();
-    const bool arrived = next_keys_arrived();
-    if constexpr (products_finish_together) {
-      ptx::wgmma_wait<0>(s, out, p);
-      release(smem_.v_slots[v_cursor().stage()]);
-    } else {
-      ptx::wgmma_wait<1>(s);
-    }
-    release_scored(note);
+    const bool arrived = next_keys_arrived(); // asked here, where the answer may take its time
+    const auto scores_formed = [&] {
+      if constexpr (products_finish_together) {
+        ptx::wgmma_wait<0>(s, out, p);
+        release(smem_.v_slots[v_cursor().stage()]);
+      } else {
+        ptx::wgmma_wait<1>(s);
+      }
+      release_scored(note);
+    };
     const auto finish_product = [&] {
       // ptxas would move the wait up, were there no branch ahead of it.
       if (!arrived && !note.last()) wait_keys();
@@ -134,11 +133,10 @@ private:
       }
     };
     float factor[2];
-    const bool raised = exponentiate<false>(s, item, score, note, rows, next, factor, [&] {
-      if constexpr (P.early_weights > 0) finish_product();
-    });
-    if constexpr (P.early_weights == 0) finish_product();
-    if (raised) scale_rows(out, factor);
+    if (exponentiate(s, item, score, note, rows, next, factor, scores_formed, finish_product))
+        [[unlikely]] {
+      scale_rows(out, factor);
+    }
     return note;
   }
 
@@ -169,8 +167,18 @@ private:
     for (int i = 0; i < P.v_dim / 2; ++i) out[i] = 0;
   }
 
+  /// An item's rows have seen all their tiles: stores their log-sum-exp.
+  __device__ row_factors finish(const work_item& item, const optimistic_softmax<T>& rows) const {
+    if constexpr (Arguments::carries) {
+      if (item.stays_open()) return {};
+    }
+    const int lane = lane_here();
+    return finish_states(args_, item, first_query(item, lane), fragment_layout::first_column(lane),
+                         rows);
+  }
+
   __device__ void store(const work_item& item, float (&out)[P.v_dim / 2],
-                        const optimistic_softmax<T>& rows) {
+                        const optimistic_softmax<T>& rows, const row_factors& factors) {
     const int lane = lane_here();
     const int q = first_query(item, lane);
     if constexpr (Arguments::carries) {
@@ -180,7 +188,7 @@ private:
       }
     }
     const int column = fragment_layout::first_column(lane);
-    finish_rows(args_, item, q, column, out, rows);
+    finish_rows(args_, item, q, column, out, factors);
     if constexpr (Arguments::copies_out) {
       copy_out(item, out);
     } else {
@@ -237,51 +245,96 @@ private:
     }
   }
 
-  /// Weights of a tile's scores. Returns whether outputs summed so far must be multiplied by
-  /// `factor`, which is set only then.
+  /// Weights of the scores of an item's first tile.
+  __device__ void exponentiate_first(float (&s)[score_count], const work_item& item,
+                                     const item_score& score, tile_note note,
+                                     optimistic_softmax<T>& rows, weights& p,
+                                     float (&out)[P.v_dim / 2]) {
+    modify(s, item, score, note);
+    if (note.partial()) hide(s, origin(item, note));
+    if constexpr (Arguments::carries) { // there may be outputs of earlier calls
+      float factor[2];
+      if (rows.update(s, unit(), p, factor, [](float known, int) { return known; })) {
+        scale_rows(out, factor);
+      }
+    } else {
+      rows.begin(s, unit(), p);
+    }
+  }
+
+  /// Weights of another tile's scores, which are there once `scores_formed()` has returned;
+  /// `finish_product()` ends the product with V that is under way. Returns whether outputs summed
+  /// so far must be multiplied by `factor`, which is set only then.
   ///
-  /// Of a tile behind the first, local modifiers are applied on the way. `ready` as in
-  /// update_early.
-  template <bool First, class Ready>
+  /// What the usual tile needs lies together and has no branch behind the scores: the question
+  /// whether there is anything to hide is answered before they are there. Local modifiers are
+  /// applied on the way.
+  template <class Formed, class Finish>
   __device__ bool exponentiate(float (&s)[score_count], const work_item& item,
                                const item_score& score, tile_note note, optimistic_softmax<T>& rows,
-                               weights& p, float (&factor)[2], const Ready& ready) {
+                               weights& p, float (&factor)[2], const Formed& scores_formed,
+                               const Finish& finish_product) {
     const auto update = [&](float in_units, const auto& modified) {
-      if constexpr (P.early_weights > 0 && !First) {
-        return rows.template update_early<P.early_weights>(s, in_units, p, factor, modified, ready);
+      if constexpr (P.early_weights > 0) {
+        return rows.template update_early<P.early_weights>(s, in_units, p, factor, modified,
+                                                           finish_product);
       } else {
-        return rows.update(s, in_units, p, factor, modified);
+        const bool raised = rows.update(s, in_units, p, factor, modified);
+        finish_product();
+        return raised;
       }
     };
-    const auto origin = [&] {
-      const int lane = lane_here();
-      return score_origin{item.batch, item.head, first_query(item, lane),
-                          note.tile() * P.tile.kv + fragment_layout::first_column(lane)};
-    };
-    const float unit = Arguments::has_score ? log2_e : args_.scale * log2_e;
-    if constexpr (!First && local_score<item_score>) {
-      if (!note.partial()) {
-        const score_origin at = origin();
+    if constexpr (local_score<item_score>) {
+      scores_formed();
+      if (!note.partial()) [[likely]] {
+        const score_origin at = origin(item, note);
         const auto near = score.from(at.q, at.kv);
-        const auto modify = [&](const auto& functor, float scale, float in_units) {
+        const auto apply = [&](const auto& functor, float scale, float in_units) {
           return update(in_units, [&](float product, int i) {
             return static_cast<float>(functor(score_number<T>{product * scale},
                                               8 * fragment_layout::row(i),
                                               fragment_layout::column(i)));
           });
         };
-        if constexpr (requires { near.scaled(args_.scale, unit); }) {
-          return modify(near.scaled(args_.scale, unit), 1.0f, 1.0f);
+        const float in_units = unit(); // as a variable, or nvcc does not find scaled()
+        if constexpr (requires { near.scaled(args_.scale, in_units); }) {
+          return apply(near.scaled(args_.scale, in_units), 1.0f, 1.0f);
         } else {
-          return modify(near, args_.scale, unit);
+          return apply(near, args_.scale, in_units);
         }
       }
     }
-    if constexpr (Arguments::has_score) {
-      apply_score<score_number<T>>(s, score, args_.scale, origin(), args_.q_len, args_.kv_len);
+    if constexpr (!Arguments::has_score && !products_finish_together) {
+      if (note.partial()) [[unlikely]] {
+        scores_formed();
+        hide(s, origin(item, note));
+      } else {
+        scores_formed();
+      }
+    } else {
+      if constexpr (!local_score<item_score>) scores_formed();
+      modify(s, item, score, note);
+      if (note.partial()) hide(s, origin(item, note));
     }
-    if (note.partial()) hide(s, origin());
-    return update(unit, [](float known, int) { return known; });
+    return update(unit(), [](float known, int) { return known; });
+  }
+
+  /// The score modifier, if there is one.
+  __device__ void modify(float (&s)[score_count], const work_item& item, const item_score& score,
+                         tile_note note) const {
+    if constexpr (Arguments::has_score) {
+      apply_score<score_number<T>>(s, score, args_.scale, origin(item, note), args_.q_len,
+                                   args_.kv_len);
+    }
+  }
+
+  /// The factor of scores to the base of 2.
+  __device__ float unit() const { return Arguments::has_score ? log2_e : args_.scale * log2_e; }
+  /// Where this thread's scores of a tile lie.
+  __device__ score_origin origin(const work_item& item, tile_note note) const {
+    const int lane = lane_here();
+    return {item.batch, item.head, first_query(item, lane),
+            note.tile() * P.tile.kv + fragment_layout::first_column(lane)};
   }
 
   /// Writes −inf where the mask hides scores of a partial tile.

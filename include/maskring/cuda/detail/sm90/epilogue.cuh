@@ -59,44 +59,63 @@ struct row_shares {
   }
 };
 
-/// Normalises this thread's part of its two rows, `q` and q + 8, merges the carried state in and
-/// stores lse; its columns begin at `column`.
+/// What turns sums of this thread's two rows into results.
+struct row_factors {
+  float own[2];              ///< of this call's sums
+  float carried[2] = {0, 0}; ///< of the carried output
+};
+
+/// The factors of this thread's two rows, `q` and q + 8, whose log-sum-exp it stores; its columns
+/// begin at `column`. Before the rows' last product with V is there.
 template <class Arguments>
-__device__ void finish_rows(const Arguments& args, const work_item& item, int q, int column,
-                            float (&out)[Arguments::policy.v_dim / 2],
-                            const optimistic_softmax<typename Arguments::input_type>& rows) {
-  constexpr forward_policy P = Arguments::policy;
+__device__ row_factors
+finish_states(const Arguments& args, const work_item& item, int q, int column,
+              const optimistic_softmax<typename Arguments::input_type>& rows) {
   const float total[2] = {rows.total(0), rows.total(1)};
-  float lse[2], own[2], carried[2] = {0, 0};
-  if (args.previous.lse.data == nullptr && args.sink.data == nullptr) { // nothing to merge
+  row_factors factors;
+  float lse[2];
+  if (args.previous.lse.data == nullptr && args.sink.data == nullptr) [[likely]] {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
+    for (int r = 0; r < 2; ++r) { // nothing to merge
       lse[r] = rows.lse(r, total[r]);
-      own[r] = total[r] == 0 ? 0.0f : __fdividef(1.0f, total[r]);
+      factors.own[r] = total[r] == 0 ? 0.0f : __fdividef(1.0f, total[r]);
     }
   } else {
     for (int r = 0; r < 2; ++r) {
       const row_shares shares{args, item, q + 8 * r, rows.state(r, total[r])};
       lse[r] = shares.lse;
-      own[r] = shares.own;
-      carried[r] = shares.carried;
+      factors.own[r] = shares.own;
+      factors.carried[r] = shares.carried;
     }
   }
-  scale_rows(out, own);
+  if (column == 0 && args.lse.data != nullptr) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (args.has_row(q + 8 * r)) args.lse(item.batch, item.head, q + 8 * r) = lse[r];
+    }
+  }
+  return factors;
+}
+
+/// Normalises this thread's part of its two rows and merges the carried output in.
+template <class Arguments>
+__device__ void finish_rows(const Arguments& args, const work_item& item, int q, int column,
+                            float (&out)[Arguments::policy.v_dim / 2], const row_factors& factors) {
+  constexpr forward_policy P = Arguments::policy;
+  scale_rows(out, factors.own);
+  if (factors.carried[0] == 0 && factors.carried[1] == 0) [[likely]]
+    return;
   const int v_dim = static_cast<int>(args.out.extents[3]);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = q + 8 * r;
-    if (!args.has_row(row)) continue;
-    if (column == 0 && args.lse.data != nullptr) args.lse(item.batch, item.head, row) = lse[r];
-    if (carried[r] != 0) {
-      const float* before = &args.previous.out(item.batch, item.head, row, column);
+    if (factors.carried[r] == 0 || !args.has_row(row)) continue;
+    const float* before = &args.previous.out(item.batch, item.head, row, column);
 #pragma unroll
-      for (int i = 0; i < P.v_dim / 8; ++i) {
-        if (8 * i >= v_dim) break;
-        out[4 * i + 2 * r] += carried[r] * before[8 * i];
-        out[4 * i + 2 * r + 1] += carried[r] * before[8 * i + 1];
-      }
+    for (int i = 0; i < P.v_dim / 8; ++i) {
+      if (8 * i >= v_dim) break;
+      out[4 * i + 2 * r] += factors.carried[r] * before[8 * i];
+      out[4 * i + 2 * r + 1] += factors.carried[r] * before[8 * i + 1];
     }
   }
 }
@@ -143,14 +162,15 @@ __device__ void store_rows(const Arguments& args, const work_item& item, int q, 
 /// Writes a warp's 16 finished rows, from row `first` of the tile on, to shared memory as T.
 template <class T, operand_layout Layout, int Count>
 __device__ void stage_rows(std::byte* tile, int first, int lane, const float (&out)[Count]) {
-  const auto shared = static_cast<std::uint32_t>(__cvta_generic_to_shared(tile));
   const int row = first + lane % 16; // matrices 0 and 1 hold rows 0 … 7 and 8 … 15 of 8 columns
+  const auto begin = static_cast<std::uint32_t>(__cvta_generic_to_shared(tile)) +
+                     static_cast<std::uint32_t>(Layout.offset(row, lane / 16));
 #pragma unroll
   for (int i = 0; i < Count / 8; ++i) {
     std::uint32_t word[4];
 #pragma unroll
     for (int m = 0; m < 4; ++m) word[m] = ptx::pack<T>(out[8 * i + 2 * m], out[8 * i + 2 * m + 1]);
-    ptx::store_matrices(shared + Layout.offset(row, 2 * i + lane / 16), word);
+    ptx::store_matrices(Layout.columns_on(begin, i), word);
   }
 }
 

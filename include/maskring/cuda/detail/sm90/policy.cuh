@@ -62,6 +62,12 @@ struct operand_layout {
     const int key = chunk_columns() == 64 ? row & 7 : row >> 1 & 3;
     return unit / per_chunk * chunk_bytes() + row * row_bytes() + (unit % per_chunk ^ key) * 16;
   }
+  /// The address 16 · `steps` columns on in the same row, from one within the row's first 16.
+  constexpr std::uint32_t columns_on(std::uint32_t address, int steps) const {
+    const int per_chunk = chunk_columns() / 16; // the swizzle flips bits of the unit alone
+    return (address ^ static_cast<std::uint32_t>(steps % per_chunk * 32)) +
+           static_cast<std::uint32_t>(steps / per_chunk * chunk_bytes());
+  }
   /// Where the 16 columns of inner step `step` begin, with the rows not transposed.
   constexpr int column_step(int step) const {
     const int per_chunk = chunk_columns() / 16;
