@@ -84,6 +84,7 @@ void backward(const sm80::backward_arguments<Like, T, Mask, Score>& args, cudaSt
           args.mask,
           args.score,
           args.scale,
+          args.scale * log2_e,
           args.lse2,
           args.delta,
           args.dq_sums,

@@ -33,9 +33,10 @@ class backward_consumer {
   using storage = backward_storage<P>;
   using pairs = std::uint32_t[score_count / 2]; ///< rounded
   using row_values = float[P.tile.q / 4];       ///< of the thread's queries
-  /// Whether the next log-sum-exps are read ahead of the additions to dq, behind which they would
-  /// wait long. With 128 queries it takes registers that are not there.
-  static constexpr bool reads_ahead = P.tile.q == 64;
+  /// Whether registers are left to read the next log-sum-exps ahead of the additions to dq, behind
+  /// which they would wait long, and to keep the row of the step before. What is spilled near those
+  /// additions waits for them.
+  static constexpr bool spares_registers = P.tile.q == 64;
 
   /// Which of a thread's scores are kept.
   struct kept_words {
@@ -58,62 +59,62 @@ public:
     row_values lse2;
     for (std::uint32_t unit = 0;; ++unit) {
       step_head head = smem_.read_head(cursor_);
-      if (head.what == step_note::end_of_work) return;
+      if (head.what() == step_head::end_of_work) return;
       smem_.k_slot.wait_full(unit);
       smem_.v_slot.wait_full(unit);
 #pragma unroll
       for (int i = 0; i < sum_count; ++i) dk[i] = dv[i] = 0;
       multiply_transposed(s, smem_.k, smem_.q[cursor_.stage()]);
-      if constexpr (reads_ahead) load_rows(lse2, smem_.lse2[cursor_.stage()]);
+      if constexpr (spares_registers) load_rows(lse2, smem_.lse2[cursor_.stage()]);
       ptx::wgmma_wait<0>(s);
-      int before = -1; // the query tile of the unit's step before
+      const std::uint32_t first = cursor_.index;
+      int before = 0; // where the step before has its queries
       while (head.has_queries()) {
         const step_head now = head;
-        head = step(now, before, s, lse2, dk, dv);
-        before = now.row;
+        head = step(now, first, before, s, lse2, dk, dv);
+        before = now.row();
       }
-      if (before >= 0) {
+      if (cursor_.index != first) {
         float dq[32];
         await_gradients();
         multiply_by_keys(dq);
         ptx::wgmma_wait<0>(dq);
-        add_to_queries(dq, before);
+        add_to_queries(dq, smem_.head_at(cursor_.index - 1).row());
       }
       const step_note note = smem_.read_note(cursor_);
       release(smem_.k_slot);
       release(smem_.v_slot);
       ptx::arrive(smem_.q_slots[cursor_.stage()].empty); // the note's
       cursor_.advance();
-      store(args_.dv, note, dv, 1);
-      store(args_.dk, note, dk, args_.scale);
+      store(note, dk, dv);
     }
   }
 
 private:
   /// Takes in a tile of queries, whose scores are there, but for its dq; makes the dq of the step
-  /// before, `row_before`, and the next scores. At the ends of a unit one or the other is not used:
-  /// a branch would have ptxas let products wait for each other.
-  __device__ step_head step(const step_head& head, int row_before, float (&s)[score_count],
-                            row_values& lse2, float (&dk)[sum_count], float (&dv)[sum_count]) {
-    const bool follows = row_before >= 0;
+  /// before, unless this is the unit's `first`, and the next scores. At the ends of a unit one or
+  /// the other is not used: a branch would have ptxas let products wait for each other.
+  __device__ step_head step(const step_head& head, std::uint32_t first, int row_before,
+                            float (&s)[score_count], row_values& lse2, float (&dk)[sum_count],
+                            float (&dv)[sum_count]) {
+    const bool follows = cursor_.index != first;
     const int stage = cursor_.stage(), o_stage = static_cast<int>(steps_ % P.stages);
     slot_barriers& o_slot = smem_.o_slots[o_stage];
     o_slot.wait_full(steps_ / P.stages);
     float ds[score_count];
     multiply_transposed(ds, smem_.v, smem_.o[o_stage]);
 
-    if constexpr (!reads_ahead) load_rows(lse2, smem_.lse2[stage]);
-    const bool partial = head.what == step_note::partial;
+    if constexpr (!spares_registers) load_rows(lse2, smem_.lse2[stage]);
+    const bool partial = head.what() == step_head::partial;
     kept_words kept{};
     if (partial) kept = look_at_scores(smem_.read_note(cursor_));
     const auto weigh = [&](const auto& keeps) {
       if constexpr (Arguments::has_score) {
         modify(s, ds, lse2, smem_.delta[o_stage], smem_.read_note(cursor_), keeps);
       } else {
-        const float unit = args_.scale * log2_e;
 #pragma unroll
         for (int i = 0; i < score_count; ++i) {
-          s[i] = ptx::exp2(s[i] * unit - lse2[row_value(i)]);
+          s[i] = ptx::exp2(s[i] * args_.unit - lse2[row_value(i)]);
           if (!keeps.has(i)) s[i] = 0;
         }
       }
@@ -128,6 +129,7 @@ private:
     round(s, p);
     if constexpr (!Arguments::has_score) ptx::wgmma_wait<0>(ds);
     add_product(dv, p, smem_.o[o_stage]);
+    __syncwarp(); // ptxas would form the gradients between the parts of that product
     if constexpr (!Arguments::has_score) {
       row_values delta;
       load_rows(delta, smem_.delta[o_stage]);
@@ -141,18 +143,21 @@ private:
     leave(d);
     float dq[32];
     multiply_by_keys(dq);
+    show_gradients(); // behind it, for the fence takes long
     add_product(dk, d, smem_.q[stage]);
     cursor_.advance();
     const step_head next = smem_.read_head(cursor_);
     ptx::wgmma_wait<2>(p);
     ptx::arrive(o_slot.empty);
     multiply_transposed(s, smem_.k, smem_.q[cursor_.stage()]);
-    if constexpr (reads_ahead) {
+    if constexpr (spares_registers) {
       load_rows(lse2, smem_.lse2[cursor_.stage()]);
       ptx::pin(lse2);
     }
     ptx::wgmma_wait<2>(dq);
-    if (follows) add_to_queries(dq, row_before);
+    if (follows) {
+      add_to_queries(dq, spares_registers ? row_before : smem_.head_at(cursor_.index - 2).row());
+    }
     ptx::wgmma_wait<0>(s, d, dk, dv);
     ptx::arrive(smem_.q_slots[stage].empty);
     ++steps_;
@@ -229,8 +234,13 @@ private:
     constexpr int groups = 2 * like::q_columns; // of 8 columns, of a warp there
     const int strip = 4 * row_share() + warp_;  // of 16 queries
     const int there = strip % like::q_q + like::q_q * (8 * column_share() / groups);
-    float* const sums = args_.dq_sums + index_t{row} * (P.tile.q * P.dim) +
-                        4 * (strip / like::q_q * groups * like::threads + 32 * there + lane_here());
+    // In bytes, unsigned, and what is the same for the warp first: two registers, not four.
+    const auto place = 16 * static_cast<std::uint32_t>(strip / like::q_q * groups * like::threads +
+                                                       32 * there + lane_here());
+    const std::uint64_t tile =
+        reinterpret_cast<std::uint64_t>(args_.dq_sums) +
+        std::uint64_t{static_cast<std::uint32_t>(row)} * (sizeof(float) * P.tile.q * P.dim);
+    float* const sums = reinterpret_cast<float*>(tile + place);
     const std::uint32_t step = steps_ - 1;
     turn_barriers& turn = smem_.turns[group_][step % 2];
     if (args_.ordered) ptx::wait(turn.taken, step / 2 & 1);
@@ -241,7 +251,7 @@ private:
     }
     if (!args_.ordered) return;
     __syncwarp();
-    if (lane() == 0) ptx::arrive(turn.added);
+    if (ptx::elected()) ptx::arrive(turn.added);
   }
 
   /// What the thread's queries have in `rows`, in pairs.
@@ -322,22 +332,38 @@ private:
       const std::uint32_t word[4] = {d[4 * i], d[4 * i + 1], d[4 * i + 2], d[4 * i + 3]};
       ptx::store_matrices(shared + P.ds_layout().offset(row, 2 * i + here / 16), word);
     }
-    ::cuda::ptx::fence_proxy_async(::cuda::ptx::space_shared);
-    __syncwarp();
-    if (lane() == 0) ptx::arrive(smem_.ds_left[steps_ % 3]);
   }
 
-  __device__ void store(const row_store& to, const step_note& unit, const float (&sums)[sum_count],
-                        float scale) const {
-    // The usual case has code of its own, as in the portable kernel.
-    if (!to.is_float && to.vectors) {
-      each_row(unit, sums, scale, [&](int head, int row, int column, const float(&value)[8]) {
-        store_quad_vectors<T>(to, unit.batch, head, row, column, value);
-      });
-    } else {
-      each_row(unit, sums, scale, [&](int head, int row, int column, const float(&value)[8]) {
-        store_quad<T>(to, unit.batch, head, row, column, value);
-      });
+  /// Lets both groups multiply by them.
+  __device__ void show_gradients() const {
+    ::cuda::ptx::fence_proxy_async(::cuda::ptx::space_shared);
+    __syncwarp();
+    if (ptx::elected()) ptx::arrive(smem_.ds_left[steps_ % 3]);
+  }
+
+  /// A unit's dv and dk; what was in the registers is lost.
+  __device__ void store(const step_note& unit, float (&dk)[sum_count],
+                        float (&dv)[sum_count]) const {
+    const auto usual = [](const row_store& to) { return !to.is_float && to.vectors; };
+    if (usual(args_.dk) && usual(args_.dv)) { // has code of its own, as in the portable kernel
+      const auto rows_of = [&](const row_store& to) {
+        return [&](int head, int row, int column, const float(&value)[8]) {
+          store_quad_vectors<T>(to, unit.batch, head, row, column, value);
+        };
+      };
+      each_row(unit, dv, 1, rows_of(args_.dv));
+      each_row(unit, dk, args_.scale, rows_of(args_.dk));
+      return;
+    }
+#pragma unroll 1 // the code for any tensor is long
+    for (int pass = 0; pass < 2; ++pass) {
+      const row_store& to = pass == 0 ? args_.dv : args_.dk;
+      each_row(unit, dv, pass == 0 ? 1 : args_.scale,
+               [&](int head, int row, int column, const float(&value)[8]) {
+                 store_quad<T>(to, unit.batch, head, row, column, value);
+               });
+#pragma unroll
+      for (int i = 0; i < sum_count; ++i) dv[i] = dk[i];
     }
   }
 
@@ -370,7 +396,7 @@ private:
     return lane;
   }
   __device__ void release(slot_barriers& slot) const {
-    if (lane() == 0) ptx::arrive(slot.empty);
+    if (ptx::elected()) ptx::arrive(slot.empty);
   }
 
   const Arguments& args_;

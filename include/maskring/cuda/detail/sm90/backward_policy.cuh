@@ -2,6 +2,7 @@
 // The shapes of the Hopper backward kernel, what it is told, and its shared memory.
 #pragma once
 
+#include <maskring/cuda/detail/ptx/elect.cuh>
 #include <maskring/cuda/detail/sm80/backward_policy.cuh>
 #include <maskring/cuda/detail/sm90/storage.cuh>
 
@@ -39,24 +40,28 @@ constexpr backward_policy backward_shape(int qk_dim, int v_dim) {
   return {like.dim, like.tile};
 }
 
-/// What the producer says of the queries in a stage, or instead of queries.
-struct step_note {
-  enum kind : int {
+/// What every step needs of a note.
+struct step_head {
+  enum kind : std::uint32_t {
     full,        ///< queries, all of whose pairs are visible
     partial,     ///< queries, some of whose pairs may be hidden
     end_of_unit, ///< none: the keys have met all their queries
     end_of_work
   };
-  int what;
-  int row; ///< where the query tile's entry is in arrays [batch, head, q_tiles]
-  int q_tile, head, kv_tile, batch;
+  std::uint32_t bits; ///< row · 4 + kind
+
+  static __device__ step_head of(kind what, int row = 0) {
+    return {static_cast<std::uint32_t>(row) * 4 + what};
+  }
+  __device__ kind what() const { return static_cast<kind>(bits & 3); }
+  /// Where the query tile's entry is in arrays [batch, head, q_tiles].
+  __device__ int row() const { return static_cast<int>(bits >> 2); }
+  __device__ bool has_queries() const { return what() < end_of_unit; }
 };
 
-/// The part of it that every step needs.
-struct step_head {
-  int what, row;
-
-  __device__ bool has_queries() const { return what < step_note::end_of_unit; }
+/// What the producer says of the queries in a stage, or instead of queries.
+struct step_note : step_head {
+  int q_tile, head, kv_tile, batch;
 };
 
 /// A group's turn at a query tile's dq: taken, then its warps have added, then it is passed on.
@@ -89,28 +94,34 @@ struct backward_storage {
   turn_barriers turns[P.consumers][2]; ///< of two steps
   slot_barriers turn_note_slots[notes_ahead];
   step_note turn_notes[notes_ahead]; ///< for who keeps turns, which may be late
-  step_note notes[P.stages];         ///< travel with the queries
+  /// Travel with the queries; twice as many, so that one outlives its queries by a step.
+  step_note notes[2 * P.stages];
+
+  __device__ step_note& note_at(std::uint32_t index) { return notes[index % (2 * P.stages)]; }
 
   /// What the stage holds, for all lanes of a warp.
   __device__ step_head read_head(ring_cursor<P.stages> cursor) {
     q_slots[cursor.stage()].wait_full(cursor.round());
-    step_head head{};
-    if (threadIdx.x % 32 == 0) head = {notes[cursor.stage()].what, notes[cursor.stage()].row};
-    return {__shfl_sync(~0u, head.what, 0), __shfl_sync(~0u, head.row, 0)};
+    return head_at(cursor.index);
+  }
+  __device__ step_head head_at(std::uint32_t index) {
+    std::uint32_t bits = 0;
+    if (ptx::elected()) bits = note_at(index).bits;
+    return {__reduce_or_sync(~0u, bits)};
   }
 
   /// The rest.
-  __device__ step_note read_note(ring_cursor<P.stages> cursor) const {
-    return share(notes[cursor.stage()]);
+  __device__ step_note read_note(ring_cursor<P.stages> cursor) {
+    return share(note_at(cursor.index));
   }
 
-  /// What lane 0 reads, for all lanes of a warp.
+  /// What one lane reads, for all lanes of a warp.
   static __device__ step_note share(const step_note& from) {
     step_note note{};
-    if (threadIdx.x % 32 == 0) note = from;
-    for (int* word :
-         {&note.what, &note.row, &note.q_tile, &note.head, &note.kv_tile, &note.batch}) {
-      *word = __shfl_sync(~0u, *word, 0);
+    if (ptx::elected()) note = from;
+    note.bits = __reduce_or_sync(~0u, note.bits);
+    for (int* word : {&note.q_tile, &note.head, &note.kv_tile, &note.batch}) {
+      *word = static_cast<int>(__reduce_or_sync(~0u, static_cast<std::uint32_t>(*word)));
     }
     return note;
   }
@@ -146,7 +157,7 @@ struct backward_arguments {
   block_map_view map; ///< offsets null: every pair is visible
   Mask mask;
   Score score;
-  float scale;
+  float scale, unit; ///< `unit` of scores: scale, to the base of 2
   // These as in sm80::backward_arguments; but dq_done has an entry for each group of consumers.
   const float *lse2, *delta;
   float* dq_sums;

@@ -63,13 +63,9 @@ __device__ void load_unit_by_unit(const Arguments& args,
                                      rows + index_t{row} * P.tile.q, 4 * P.tile.q, &slot.full);
         };
         slot_barriers& slot = open();
-        const step_note note{masked ? step_note::partial : step_note::full,
-                             row,
-                             tile,
-                             head,
-                             unit.kv_tile,
-                             unit.batch};
-        smem.notes[q_cursor.stage()] = note;
+        const step_note note{step_head::of(masked ? step_head::partial : step_head::full, row),
+                             tile, head, unit.kv_tile, unit.batch};
+        smem.note_at(q_cursor.index) = note;
         tell(note);
         load(slot, smem.q[q_cursor.stage()], args.q, smem.lse2[q_cursor.stage()], args.lse2);
         q_cursor.advance();
@@ -80,15 +76,16 @@ __device__ void load_unit_by_unit(const Arguments& args,
       }
     }
     slot_barriers& slot = open();
-    smem.notes[q_cursor.stage()] = {step_note::end_of_unit, 0,         0, unit.kv_head * args.group,
-                                    unit.kv_tile,           unit.batch};
+    smem.note_at(q_cursor.index) = {step_head::of(step_head::end_of_unit), 0,
+                                    unit.kv_head * args.group, unit.kv_tile, unit.batch};
     ptx::arrive(slot.full);
     q_cursor.advance();
   }
   slot_barriers& slot = open();
-  smem.notes[q_cursor.stage()] = {step_note::end_of_work};
+  const step_note end{step_head::of(step_head::end_of_work)};
+  smem.note_at(q_cursor.index) = end;
   ptx::arrive(slot.full);
-  tell({step_note::end_of_work});
+  tell(end);
 }
 
 /// Calls `use` for each step, with its note and its number. By one warp.
@@ -100,7 +97,7 @@ __device__ void each_step(backward_storage<Arguments::policy>& smem, const Use& 
     const step_note note =
         backward_storage<Arguments::policy>::share(smem.turn_notes[cursor.stage()]);
     if (threadIdx.x % 32 == 0) ptx::arrive(slot.empty);
-    if (note.what == step_note::end_of_work) return;
+    if (note.what() == step_head::end_of_work) return;
     use(note, cursor.index);
     __syncwarp();
   }
@@ -113,7 +110,7 @@ __device__ void await_turns(const Arguments& args, backward_storage<Arguments::p
   constexpr backward_policy P = Arguments::policy;
   each_step<Arguments>(smem, [&](const step_note& note, std::uint32_t step) {
     const int group = static_cast<int>(threadIdx.x) % 32 % P.consumers;
-    const int* const counter = args.dq_done + index_t{note.row} * P.consumers + group;
+    const int* const counter = args.dq_done + index_t{note.row()} * P.consumers + group;
     dq_turn turn;
     turn.begin(args.map, note.batch, note.head, note.q_tile * P.tile.q / args.map.tile.q);
     turn.look(args.map, counter);
@@ -137,7 +134,7 @@ __device__ void pass_turns_on(const Arguments& args, backward_storage<Arguments:
     if (group < P.consumers) {
       turn_barriers& here = smem.turns[group][step % 2];
       ptx::wait(here.added, step / 2 & 1);
-      dq_turn::pass_on(args.dq_done + index_t{note.row} * P.consumers + group, note.kv_tile);
+      dq_turn::pass_on(args.dq_done + index_t{note.row()} * P.consumers + group, note.kv_tile);
       ptx::arrive(here.passed_on);
     }
   });
